@@ -1,0 +1,10 @@
+"""Makes ``twistd hookdeploy`` known to Twisted. There is no ``__init__.py`` beside this file: the package is Twisted's."""
+
+from twisted.application.service import ServiceMaker
+
+hookdeploy = ServiceMaker(
+    "hookdeploy",
+    "twisted_hook.tap",
+    "Deploys what is pushed: receives webhooks, runs git, builds, and swaps the app server.",
+    "hookdeploy",
+)

@@ -1,0 +1,111 @@
+"""What the story needs from the world outside, as ``typing.Protocol``: no logic of its own.
+
+Each driver on the third floor proves itself with a line such as ``_: type[Journal] = SqliteJournal``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from twisted_hook.model import (
+    Command,
+    CommandResult,
+    Commit,
+    Delivery,
+    Deployment,
+    Launch,
+    NewDelivery,
+    Outcome,
+    Phase,
+    Receipt,
+    Step,
+    Tree,
+    Trigger,
+)
+
+
+class Journal(Protocol):
+    """The memory of hookdeploy. Every write is durable when its coroutine returns, or raises ``JournalUnavailable``."""
+
+    async def accept(self, delivery: NewDelivery) -> Receipt:
+        """Write a genuine delivery and the deployments it leads to, in one transaction.
+
+        One that was seen before, by (hook, guid) or by (hook, digest), is a duplicate: it makes a deployment again
+        only for an app whose earlier deployment for it failed or was interrupted.
+        """
+
+    async def enqueue(self, app: str, trigger: Trigger) -> Deployment:
+        """Write a deployment that no delivery asked for."""
+
+    async def begin(self, deployment: str, at: float) -> Deployment:
+        """Count one more attempt at a deployment and forget the phases and steps of an earlier one."""
+
+    async def advance(self, deployment: str, phase: Phase, at: float) -> None:
+        """Write that a deployment has entered a phase."""
+
+    async def describe(self, deployment: str, *, commit: Commit, previous: str | None, release: str | None) -> None:
+        """Write which commit a deployment is about."""
+
+    async def add_step(self, deployment: str, step: Step) -> None:
+        """Write a command that has ended."""
+
+    async def finish(
+        self, deployment: str, outcome: Outcome, at: float, *, reason: str = "", superseded_by: str | None = None
+    ) -> None:
+        """Write how a deployment ended; one that has ended already keeps its first outcome."""
+
+    async def unfinished(self) -> Sequence[Deployment]:
+        """The deployments without an outcome, oldest first."""
+
+    async def deployment(self, id: str) -> Deployment | None: ...
+
+    async def deployments(
+        self, *, app: str | None = None, limit: int = 50, before: str | None = None
+    ) -> Sequence[Deployment]:
+        """The newest deployments, newest first; ``before`` is the id of the last one already seen."""
+
+    async def delivery(self, id: str) -> Delivery | None: ...
+
+    async def deliveries(self, *, limit: int = 50) -> Sequence[Delivery]:
+        """The newest deliveries, newest first."""
+
+
+class CommandRunner(Protocol):
+    """Runs programs that end."""
+
+    async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
+        """Run a command in a session of its own until it ends or its time is up, and leave none of its family alive.
+
+        ``output`` receives what it prints, as it comes. Cancelling ends the family too.
+        """
+
+
+class Checkout(Protocol):
+    """Where an app's tree comes from. Its caller holds the lock of ``repository`` around ``fetch`` and ``take``."""
+
+    @property
+    def repository(self) -> str:
+        """The key of the lock: two checkouts with the same key share what git writes to."""
+
+    async def fetch(self, run: CommandRunner) -> Commit:
+        """Ask the remote, and give the commit to deploy. Raises ``StepFailed``."""
+
+    async def take(self, run: CommandRunner, commit: Commit) -> Tree:
+        """A complete tree of that commit. Raises ``StepFailed`` and leaves no half tree."""
+
+    async def keep(self, tree: Tree) -> None:
+        """The tree serves now: make it the current one and let go of what nobody needs."""
+
+    async def current(self, run: CommandRunner) -> Tree | None:
+        """The tree that is to serve after a start, or None if there is none yet."""
+
+
+class AppServer(Protocol):
+    """The server of one app."""
+
+    async def swap(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
+        """Start a new generation beside the running one, and replace it without a lost request.
+
+        ``entered`` is told each phase as it begins. Raises ``StepFailed``; the old generation then serves on.
+        """
