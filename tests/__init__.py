@@ -1,1 +1,1 @@
-"""The tests of hookdeploy, in rings: pure and synchronous ones run under trial and pytest, those with a reactor under pytest."""
+"""The tests, in rings: synchronous ones run under trial and pytest, those with a reactor under pytest."""

@@ -10,7 +10,10 @@ from twisted.internet import _signals, reactor
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
-WAKERS = tuple(value for value in vars(_signals).values() if isinstance(value, type))
+# Without typing's protocols, of which nothing can be asked to be an instance.
+WAKERS = tuple(
+    value for value in vars(_signals).values() if isinstance(value, type) and not getattr(value, "_is_protocol", False)
+)
 
 
 @implementer(ILogObserver)

@@ -1,3 +1,3 @@
-"""hookdeploy: somebody pushed; we believed them, wrote it down, took our turn, fetched, built, checked, swapped and told."""
+"""hookdeploy: push-to-deploy for plain Python web applications."""
 
 __version__ = "26.11.0"

@@ -5,7 +5,7 @@ Each driver on the third floor proves itself with a line such as ``_: type[Journ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from twisted_hook.model import (
@@ -14,11 +14,13 @@ from twisted_hook.model import (
     Commit,
     Delivery,
     Deployment,
+    Environment,
     Launch,
     NewDelivery,
     Outcome,
     Phase,
     Receipt,
+    ServerStatus,
     Step,
     Tree,
     Trigger,
@@ -54,6 +56,9 @@ class Journal(Protocol):
         self, deployment: str, outcome: Outcome, at: float, *, reason: str = "", superseded_by: str | None = None
     ) -> None:
         """Write how a deployment ended; one that has ended already keeps its first outcome."""
+
+    async def last(self, app: str) -> Deployment | None:
+        """The newest deployment of an app that did something and has ended: neither superseded nor unchanged."""
 
     async def unfinished(self) -> Sequence[Deployment]:
         """The deployments without an outcome, oldest first."""
@@ -94,15 +99,50 @@ class Checkout(Protocol):
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         """A complete tree of that commit. Raises ``StepFailed`` and leaves no half tree."""
 
-    async def keep(self, tree: Tree) -> None:
+    async def keep(self, run: CommandRunner, tree: Tree) -> None:
         """The tree serves now: make it the current one and let go of what nobody needs."""
+
+    async def discard(self, run: CommandRunner, tree: Tree) -> None:
+        """The tree will not serve: let go of it."""
 
     async def current(self, run: CommandRunner) -> Tree | None:
         """The tree that is to serve after a start, or None if there is none yet."""
 
 
+class Environments(Protocol):
+    """Where an app's dependencies are installed."""
+
+    async def prepare(self, run: CommandRunner, tree: Tree, env: Mapping[str, str]) -> Environment:
+        """The environment that the tree asks for, made if there is none yet. Raises ``StepFailed``.
+
+        ``env`` is the whole environment of the commands that make it.
+        """
+
+
+class DeploymentLog(Protocol):
+    """What a deployment's commands print, for people."""
+
+    def heading(self, text: str) -> None:
+        """A line of ours."""
+
+    def write(self, data: bytes) -> None:
+        """Output of a command, as it came."""
+
+    def close(self) -> None: ...
+
+
 class AppServer(Protocol):
     """The server of one app."""
+
+    @property
+    def status(self) -> ServerStatus: ...
+
+    @property
+    def launch(self) -> Launch | None:
+        """What serves, or is to serve again as soon as it can."""
+
+    async def start(self, launch: Launch) -> None:
+        """Serve this, at once or as soon as it can be. Never raises ``StepFailed``."""
 
     async def swap(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
         """Start a new generation beside the running one, and replace it without a lost request.

@@ -6,7 +6,7 @@ Frozen values only. This module imports nothing of ours and never touches a file
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -234,14 +234,38 @@ class CommandResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Environment:
+    """Where an app's Python and its dependencies are."""
+
+    interpreter: Path
+    directory: Path | None = None
+    """The virtual environment; None where the app has none and runs under hookdeploy's own interpreter."""
+    gunicorn: str | None = None
+    """The version of the gunicorn that it brings, if it does."""
+
+
+@dataclass(frozen=True, slots=True)
 class Launch:
     """What an app server needs to know to start one generation."""
 
-    tree: Path
-    interpreter: Path
-    """The Python that has gunicorn and the app's dependencies."""
-    env: Mapping[str, str] = field(default_factory=dict)
-    """The whole environment of the server, before what the gate adds."""
+    tree: Tree
+    environment: Environment
+    env: Mapping[str, str]
+    """The whole environment of the server."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerStatus:
+    """How an app's server is, for people."""
+
+    state: str
+    """``down``, ``starting``, ``serving``, ``restarting`` or ``stopped``."""
+    since: float
+    """Seconds since the epoch, UTC."""
+    pid: int | None = None
+    deaths: int = 0
+    """How often it died in a row without having served steadily in between."""
+    reason: str = ""
 
 
 class Refused(Exception):

@@ -1,4 +1,4 @@
-"""Makes ``twistd hookdeploy`` known to Twisted. There is no ``__init__.py`` beside this file: the package is Twisted's."""
+"""Makes ``twistd hookdeploy`` known. There is no ``__init__.py`` beside this file: the package is Twisted's."""
 
 from twisted.application.service import ServiceMaker
 

@@ -1,0 +1,678 @@
+"""The journal keeps its contract, and outlives kills, full disks, broken disks, locks and damaged rows."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager, closing, contextmanager
+from itertools import pairwise
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any, TypeVar
+
+import pytest
+import pytest_twisted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.contracts import JOURNAL, STEP, pushed
+from tests.fakes import MemoryJournal
+from twisted_hook import groupcommit
+from twisted_hook.boundaries import Journal
+from twisted_hook.journal import MOST_ROWS, SchemaTooNew, SqliteJournal
+from twisted_hook.model import JournalUnavailable, NewDelivery, Outcome, Phase, Receipt, Trigger, Verdict
+
+CALL_IN_REACTOR = IReactorFromThreads(reactor).callFromThread
+T = TypeVar("T")
+ROOT = Path(__file__).parent.parent
+NOBODY = 65534
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "journal.sqlite3"
+
+
+@asynccontextmanager
+async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteJournal]:
+    journal = SqliteJournal.open(path, CALL_IN_REACTOR, **options)
+    try:
+        yield journal
+    finally:
+        await journal.close()
+
+
+def accepting(journal: Journal, deliveries: Sequence[NewDelivery]) -> Deferred[list[Receipt]]:
+    """Have all of them accepted at once."""
+    return gatherResults([Deferred.fromCoroutine(journal.accept(one)) for one in deliveries], consumeErrors=True)
+
+
+async def settled(waiting: Sequence[Deferred[Any]]) -> list[Any]:
+    """How each of them ended: a result, or a failure."""
+    return [result for _, result in await DeferredList(waiting, consumeErrors=True)]
+
+
+async def refused(journal: Journal, *deliveries: NewDelivery) -> str:
+    """Why the journal refuses all of these, which are accepted at once."""
+    results = await settled([Deferred.fromCoroutine(journal.accept(one)) for one in deliveries])
+    failures = [result.value for result in results if isinstance(result, Failure)]
+    assert [type(failure) for failure in failures] == [JournalUnavailable] * len(deliveries), results
+    return str(failures[0])
+
+
+async def on_the_writing_thread(journal: SqliteJournal, sql: str) -> None:
+    await journal._writer.ask(lambda connection: connection.execute(sql).fetchall())
+
+
+def run_sql(path: Path, *statements: str) -> list[Any]:
+    """What a person at the file could do: the rows of the last statement."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        return [connection.execute(sql).fetchall() for sql in statements][-1]
+
+
+# The contract, on the fake and on the real one.
+
+
+class MemoryJournalTests(SynchronousTestCase):
+    """One test for each check of the contract, and what only the fake has."""
+
+    def test_while_it_is_told_to_fail_it_writes_nothing(self) -> None:
+        journal = MemoryJournal()
+        journal.fail_with = JournalUnavailable("disk full")
+        self.failureResultOf(Deferred.fromCoroutine(journal.accept(pushed("one", "blog"))), JournalUnavailable)
+        self.failureResultOf(Deferred.fromCoroutine(journal.enqueue("blog", Trigger.POLL)), JournalUnavailable)
+        journal.fail_with = None
+        receipt = self.successResultOf(Deferred.fromCoroutine(journal.accept(pushed("one", "blog"))))
+        self.assertIs(receipt.verdict, Verdict.ACCEPTED)
+
+
+def _on_memory(check: Callable[[Journal], Awaitable[None]]) -> Callable[[SynchronousTestCase], None]:
+    async def run() -> None:
+        await check(MemoryJournal())
+
+    def test(self: SynchronousTestCase) -> None:
+        self.successResultOf(Deferred.fromCoroutine(run()))
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+for _check in JOURNAL:
+    setattr(MemoryJournalTests, _check.__name__.replace("check_", "test_", 1), _on_memory(_check))
+
+
+@pytest.mark.parametrize("check", JOURNAL, ids=lambda check: check.__name__)
+@pytest_twisted.ensureDeferred
+async def test_the_sqlite_journal_keeps_the_contract(path: Path, check: Callable[[Journal], Awaitable[None]]) -> None:
+    async with opened(path) as journal:
+        await check(journal)
+
+
+class Pump:
+    """Stands in for the reactor: what the threads have to say waits until somebody runs a coroutine here."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[..., object], tuple[object, ...]]] = SimpleQueue()
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        self._calls.put((function, args))
+
+    def run(self, coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
+        results: list[T | Failure] = []
+        Deferred.fromCoroutine(coroutine).addBoth(results.append)
+        while not results:
+            function, args = self._calls.get(timeout=60)
+            function(*args)
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
+
+
+SOME = st.integers(0, 5)
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(
+            st.just("accept"),
+            st.sampled_from(["github", "gitlab"]),
+            st.sampled_from("abc"),
+            st.sampled_from("xyz"),
+            st.sampled_from([(), ("blog",), ("blog", "shop")]),
+        ),
+        st.tuples(st.just("enqueue"), st.sampled_from(["blog", "shop"]), st.sampled_from(Trigger)),
+        st.tuples(st.just("begin"), SOME),
+        st.tuples(st.just("advance"), SOME, st.sampled_from(Phase)),
+        st.tuples(st.just("add_step"), SOME),
+        st.tuples(st.just("finish"), SOME, st.sampled_from(Outcome), st.none() | SOME),
+    ),
+    max_size=30,
+)
+
+
+async def perform(journal: Journal, operations: Sequence[tuple[Any, ...]]) -> list[str]:
+    """All that a journal says while it is told a story, with its ids replaced by their order of appearance."""
+    said: list[object] = []
+    for name, *args in operations:
+        made = [one.id for one in reversed(await journal.deployments())]
+        match name, *args:
+            case "accept", hook, guid, digest, apps:
+                said.append(await journal.accept(pushed(guid, *apps, hook=hook, digest=digest, reason=f"for {apps}")))
+            case "enqueue", app, trigger:
+                said.append(await journal.enqueue(app, trigger))
+            case _ if not made:
+                continue
+            case "begin", which:
+                said.append(await journal.begin(made[which % len(made)], 1.0))
+            case "advance", which, phase:
+                await journal.advance(made[which % len(made)], phase, 2.0)
+            case "add_step", which:
+                await journal.add_step(made[which % len(made)], STEP)
+            case "finish", which, outcome, by:
+                other = None if by is None else made[by % len(made)]
+                await journal.finish(made[which % len(made)], outcome, 3.0, superseded_by=other)
+    deployments, deliveries = list(await journal.deployments()), list(await journal.deliveries())
+    said += [deployments, deliveries, list(await journal.unfinished()), await journal.last("blog")]
+    names = {one.id: f"deployment {n}" for n, one in enumerate(reversed(deployments))}
+    names |= {one.id: f"delivery {n}" for n, one in enumerate(reversed(deliveries))}
+    return [_renamed(repr(words), names) for words in said]
+
+
+def _renamed(text: str, names: dict[str, str]) -> str:
+    for known, name in names.items():
+        text = text.replace(repr(known), name)
+    return text
+
+
+class JournalsAgreeTests(SynchronousTestCase):
+    @settings(deadline=None, max_examples=60)
+    @given(OPERATIONS)
+    def test_the_fake_and_the_real_journal_say_the_same_of_any_story(self, operations: list[tuple[Any, ...]]) -> None:
+        pump = Pump()
+        with tempfile.TemporaryDirectory() as directory:
+            journal = SqliteJournal.open(Path(directory) / "journal.sqlite3", pump.call, lambda: 100.0)
+            try:
+                real = pump.run(perform(journal, operations))
+            finally:
+                pump.run(journal.close())
+        self.assertEqual(real, pump.run(perform(MemoryJournal(now=100.0), operations)))
+
+
+# What was acknowledged is there, and what was refused is not.
+
+CHILD = """
+import sys
+from pathlib import Path
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from tests.contracts import pushed
+from twisted_hook.journal import SqliteJournal
+
+async def accept_for_ever(journal, name):
+    for n in range(1_000_000):
+        receipt = await journal.accept(pushed(f"{name}.{n}", "blog"))
+        print(receipt.delivery, receipt.queued[0].id, flush=True)
+
+def start():
+    journal = SqliteJournal.open(Path(sys.argv[1]), reactor.callFromThread)
+    for n in range(8):
+        Deferred.fromCoroutine(accept_for_ever(journal, f"{sys.argv[2]}.{n}"))
+
+reactor.callWhenRunning(start)
+reactor.run()
+"""
+
+
+FAULTY = """
+import sys
+from pathlib import Path
+from twisted.internet.task import react
+from tests.contracts import pushed
+from twisted_hook.journal import SqliteJournal
+from twisted_hook.model import JournalUnavailable
+
+async def main(reactor):
+    journal = SqliteJournal.open(Path(sys.argv[1]), reactor.callFromThread)
+    for n in range(60):
+        try:
+            print(n, (await journal.accept(pushed(str(n), "blog"))).verdict)
+        except JournalUnavailable:
+            print(n, "refused")
+
+react(main)
+"""
+needs_strace = pytest.mark.skipif(
+    not os.environ.get("HOOKDEPLOY_ALL_TESTS") and shutil.which("strace") is None, reason="strace is not installed"
+)
+
+
+def said_while_failing(path: Path, fault: str) -> dict[str, str]:
+    """What a child is told of each of sixty deliveries while strace injects a fault."""
+    strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", f"inject={fault}"]
+    argv = [*strace, sys.executable, "-c", FAULTY, str(path)]
+    child = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=60)
+    return dict(line.split() for line in child.stdout.splitlines())
+
+
+def acknowledged_before_a_kill(path: Path, name: str, at_least: int) -> list[list[str]]:
+    argv = [sys.executable, "-c", CHILD, str(path), name]
+    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        lines = [child.stdout.readline() for _ in range(at_least)]
+        child.send_signal(signal.SIGKILL)
+        lines += child.stdout.readlines()
+    assert child.returncode == -signal.SIGKILL
+    return [line.split() for line in lines if line.endswith("\n")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_acknowledged_outlives_a_kill(path: Path) -> None:
+    """R1, P83: kill -9 in the middle of a burst, five times over the same file."""
+    acknowledged: list[list[str]] = []
+    for n in range(5):
+        acknowledged += acknowledged_before_a_kill(path, f"child {n}", at_least=100 + 37 * n)
+    assert all(len(ids) == 2 for ids in acknowledged)
+    async with opened(path) as journal:
+        for delivery, deployment in acknowledged:
+            kept = await journal.delivery(delivery)
+            assert kept is not None
+            assert kept.deployments == (deployment,)
+        newest = await journal.enqueue("blog", Trigger.START)
+    assert newest.id > max(deployment for _, deployment in acknowledged)
+    assert run_sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_writes_that_wait_share_a_commit(path: Path) -> None:
+    async with opened(path) as journal:
+        receipts = await accepting(journal, [pushed(str(n), "blog") for n in range(100)])
+        assert journal.commits <= 10
+        assert {receipt.verdict for receipt in receipts} == {Verdict.ACCEPTED}
+        assert len(await journal.deployments(limit=200)) == 100
+
+
+@pytest_twisted.ensureDeferred
+async def test_nobody_is_answered_before_the_commit(path: Path) -> None:
+    """What one is told, another process can read."""
+    async with opened(path) as journal:
+        for n in range(50):
+            receipt = await journal.accept(pushed(str(n), "blog"))
+            assert run_sql(path, "SELECT max(id) FROM deliveries") == [(int(receipt.delivery, 16),)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_read_sees_every_write_that_was_awaited_before(path: Path) -> None:
+    async with opened(path) as journal:
+        for _ in range(200):
+            made = await journal.enqueue("blog", Trigger.POLL)
+            assert await journal.deployment(made.id) == made
+            assert (await journal.deployments(limit=1))[0] == made
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_disk_refuses_everything_until_there_is_room(path: Path) -> None:
+    """P85, with SQLite's own limit on the size of the file."""
+    async with opened(path) as journal:
+        first = await journal.accept(pushed("first", "blog"))
+        await on_the_writing_thread(journal, "PRAGMA max_page_count = 1")
+        large = [pushed(f"{n} {'x' * 3000}", "blog") for n in range(20)]
+        assert "full" in await refused(journal, *large)
+        assert [one.id for one in await journal.deliveries()] == [first.delivery]
+        assert len(await journal.unfinished()) == 1
+        await on_the_writing_thread(journal, "PRAGMA max_page_count = 1000000")
+        receipts = await accepting(journal, large)
+        assert {receipt.verdict for receipt in receipts} == {Verdict.ACCEPTED}
+    assert run_sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@contextmanager
+def no_file_longer_than(size: int) -> Iterator[None]:
+    """Have the kernel refuse (EFBIG) what this process writes beyond a size."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_write_that_the_kernel_refuses_at_any_place_is_refused_and_heals(path: Path) -> None:
+    """P85, T34: the room ends a little later each time, so that it ends at each of the places in a transaction."""
+    wal = path.with_name(path.name + "-wal")
+    refusals = 0
+    async with opened(path) as journal:
+        for n in range(60):
+            delivery = pushed(f"{n} {'x' * 3000}", "blog")
+            with no_file_longer_than(wal.stat().st_size + 1500 * n):
+                try:
+                    await journal.accept(delivery)
+                    expected = Verdict.DUPLICATE
+                except JournalUnavailable:
+                    expected = Verdict.ACCEPTED
+                    refusals += 1
+            assert (await journal.accept(delivery)).verdict is expected
+        assert len(await journal.deliveries(limit=100)) == len(await journal.unfinished()) == 60
+    assert 10 <= refusals <= 50
+    assert run_sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_may_no_longer_write_is_replaced(path: Path) -> None:
+    wal = path.with_name(path.name + "-wal")
+    async with opened(path) as journal:
+        await journal.enqueue("blog", Trigger.POLL)
+        before = (wal.stat().st_ino, wal.stat().st_size)
+        await on_the_writing_thread(journal, "PRAGMA query_only = ON")
+        assert "readonly" in await refused(journal, pushed("one", "blog"))
+        assert (wal.stat().st_ino, wal.stat().st_size) == before  # the reader's connection kept it from being folded in
+        assert (await journal.accept(pushed("one", "blog"))).verdict is Verdict.ACCEPTED
+
+
+@needs_strace
+@pytest_twisted.ensureDeferred
+async def test_a_refused_write_is_not_there_whatever_the_disk_says_to_fsync(path: Path) -> None:
+    """R1: strace has every third fdatasync fail, sometimes that of a commit and sometimes the one after."""
+    said = said_while_failing(path, "fdatasync:error=EIO:when=20+3")
+    async with opened(path) as journal:
+        there = {delivery.guid for delivery in await journal.deliveries(limit=100)}
+    accepted = {guid for guid, verdict in said.items() if verdict == Verdict.ACCEPTED}
+    # Of the last one SQLite cannot know: a start finds it in the write-ahead log, and carries it out.
+    assert there - {"59"} == accepted - {"59"}
+    assert len(said) == 60
+    assert 10 < len(accepted) < 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_writer_that_is_shut_out_neither_stalls_the_reactor_nor_waits_for_ever(path: Path) -> None:
+    ticks: list[float] = []
+    ticking = LoopingCall(lambda: ticks.append(reactor.seconds()))
+    async with opened(path, busy_timeout=0.3) as journal:
+        made = await journal.enqueue("blog", Trigger.POLL)
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            begun = reactor.seconds()
+            ticking.start(0.01)
+            waiting = Deferred.fromCoroutine(refused(journal, pushed("one", "blog"), pushed("two", "blog")))
+            assert await journal.deployment(made.id) == made  # reading needs no turn
+            assert not waiting.called
+            assert "busy_timeout" in await waiting
+            ticking.stop()
+            other.execute("ROLLBACK")
+        assert 0.25 < reactor.seconds() - begun < 5
+        assert max(later - earlier for earlier, later in pairwise(ticks)) < 0.15
+        assert (await journal.accept(pushed("one", "blog"))).verdict is Verdict.ACCEPTED
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_calls_wait_than_the_limit(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groupcommit, "BACKLOG", 10)
+    async with opened(path, busy_timeout=0.3) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = [Deferred.fromCoroutine(journal.enqueue("blog", Trigger.POLL)) for _ in range(30)]
+            ended = [one for one in waiting if one.called]
+            assert len(ended) >= 15
+            assert "10 calls wait" in str((await settled(ended))[-1])
+            other.execute("ROLLBACK")
+        await settled(waiting)
+        await journal.enqueue("blog", Trigger.POLL)
+
+
+# One bad write fails alone.
+
+
+@pytest.mark.parametrize("odd", ["\ud800", 2**63, object(), float("nan"), None])
+@pytest_twisted.ensureDeferred
+async def test_a_value_that_sqlite_cannot_keep_fails_alone(path: Path, odd: Any) -> None:
+    async with opened(path) as journal:
+        made = await journal.enqueue("blog", Trigger.POLL)
+        before = journal.commits
+        writes: list[Coroutine[Deferred[Any], Any, Any]] = [
+            journal.enqueue("blog", Trigger.POLL),
+            journal.advance(made.id, Phase.FETCHING, odd),
+            journal.accept(pushed("odd", "blog", odd)),
+            journal.accept(pushed("good", "blog")),
+        ]
+        blocked = Deferred.fromCoroutine(on_the_writing_thread(journal, "SELECT randomblob(1000000)"))
+        results = await settled([Deferred.fromCoroutine(write) for write in writes])
+        await blocked
+        assert [isinstance(result, Failure) for result in results] == [False, True, True, False]
+        assert {results[1].type, results[2].type} == {JournalUnavailable}
+        assert journal.commits - before <= 2
+        assert [one.guid for one in await journal.deliveries()] == ["good"]
+        assert (await journal.deployment(made.id)) == made
+        assert len(await journal.deployments()) == 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_bug_in_one_call_leaves_the_thread_alive(path: Path) -> None:
+    async with opened(path) as journal:
+        for worker in (journal._writer, journal._reader):
+            with pytest.raises(JournalUnavailable, match="division by zero"):
+                await worker.ask(lambda connection: 1 / 0)
+        await journal.enqueue("blog", Trigger.POLL)
+        assert len(await journal.deployments()) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_stops_waiting_neither_undoes_a_write_nor_breaks_another(path: Path) -> None:
+    """T13, P35: the client hangs up while the journal writes."""
+    async with opened(path) as journal:
+        waiting = [Deferred.fromCoroutine(journal.accept(pushed(str(n), "blog"))) for n in range(10)]
+        for one in waiting[::2]:
+            one.cancel()
+        results = await settled(waiting)
+        assert {failure.type for failure in results[::2]} == {CancelledError}
+        assert {type(receipt) for receipt in results[1::2]} == {Receipt}
+        assert len(await journal.deliveries()) == 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_stopped_waiting_for_a_write_that_fails_leaves_no_trace(path: Path) -> None:
+    async with opened(path, busy_timeout=0.05) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            waiting = Deferred.fromCoroutine(journal.accept(pushed("one", "blog")))
+            waiting.cancel()
+            with pytest.raises(CancelledError):
+                await waiting
+            await refused(journal, pushed("two", "blog"))
+            other.execute("ROLLBACK")
+
+
+# Rows that somebody damaged.
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE deployments SET phase = 'dancing' WHERE id = {id}",
+        "UPDATE deployments SET outcome = '' WHERE id = {id}",
+        "UPDATE deployments SET \"trigger\" = CAST(x'ff' AS TEXT) WHERE id = {id}",
+        "INSERT INTO phases VALUES ({id}, 'dancing', 1.0)",
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_damaged_deployment_is_left_aside(path: Path, damage: str) -> None:
+    """A poisoned row must not stop a start, however often it is tried."""
+    async with opened(path) as journal:
+        one = await journal.enqueue("blog", Trigger.POLL)
+        damaged = await journal.accept(pushed("one", "blog"))
+        three = await journal.enqueue("blog", Trigger.POLL)
+    run_sql(path, damage.format(id=int(damaged.queued[0].id, 16)))
+    async with opened(path) as journal:
+        with capturedLogs() as logged:
+            assert set(await journal.unfinished()) == {one, three}
+            assert await journal.deployments() == [three, one]
+            assert await journal.deployment(damaged.queued[0].id) is None
+        assert {damaged.queued[0].id in event["row"] for event in logged} == {True}
+        again = await journal.accept(pushed("one", "blog"))
+        assert [deployment.app for deployment in again.queued] == ["blog"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_damaged_delivery_is_left_aside(path: Path) -> None:
+    async with opened(path) as journal:
+        one, two = [await journal.accept(pushed(guid, "blog")) for guid in ("one", "two")]
+        run_sql(path, "UPDATE deliveries SET verdict = '?' WHERE guid = 'one'")
+        assert [delivery.id for delivery in await journal.deliveries()] == [two.delivery]
+        assert await journal.delivery(one.delivery) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_text_that_is_not_utf_8_hides_nothing_else(path: Path) -> None:
+    async with opened(path) as journal:
+        made = await journal.enqueue("blog", Trigger.POLL)
+        run_sql(path, "UPDATE deployments SET reason = CAST(x'41ff42' AS TEXT)")
+        kept = await journal.deployment(made.id)
+        assert kept is not None
+        assert kept.reason == "A\N{REPLACEMENT CHARACTER}B"
+
+
+# Opening and closing.
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_its_owner_may_read_the_journal(path: Path) -> None:
+    path.touch(mode=0o644)
+    async with opened(path) as journal:
+        await journal.enqueue("blog", Trigger.POLL)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes == {path.name: 0o600, f"{path.name}-wal": 0o600, f"{path.name}-shm": 0o600}
+
+
+@pytest_twisted.ensureDeferred
+async def test_ids_grow_even_when_the_clock_goes_back(path: Path) -> None:
+    ids: list[str] = []
+    for now in (2_000_000_000.0, 1_000.0, 1_000.0, 2_000_000_000.000_5):
+        async with opened(path, clock=lambda now=now: now) as journal:
+            receipt = await journal.accept(pushed(f"{len(ids)}", "blog"))
+            ids += [receipt.delivery, receipt.queued[0].id, (await journal.enqueue("blog", Trigger.POLL)).id]
+            listed = [deployment.id for deployment in await journal.deployments()]
+            assert listed == sorted(set(ids) - {delivery.id for delivery in await journal.deliveries()}, reverse=True)
+    assert sorted(set(ids)) == ids
+    assert set(map(len, ids)) == {13}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.enqueue("blog", Trigger.POLL)
+    run_sql(path, "PRAGMA user_version = 7")
+    before = path.read_bytes()
+    with pytest.raises(SchemaTooNew) as caught:
+        SqliteJournal.open(path, CALL_IN_REACTOR)
+    assert str(path) in str(caught.value)
+    assert "version 7" in str(caught.value)
+    assert "knows 1" in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_journal_is_refused_with_its_path(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("not a database, but long enough to look at" * 100)
+    for path in (text, tmp_path, tmp_path / "missing" / "journal.sqlite3"):
+        with pytest.raises(JournalUnavailable, match=str(path)):
+            SqliteJournal.open(path, CALL_IN_REACTOR)
+    assert text.read_text().startswith("not a database")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")
+def test_a_file_of_somebody_else_is_refused() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "journal.sqlite3"
+        path.touch(mode=0o444)
+        path.parent.chmod(0o755)
+        os.seteuid(NOBODY)
+        try:
+            with pytest.raises(JournalUnavailable, match=str(path)):
+                SqliteJournal.open(path, CALL_IN_REACTOR)
+        finally:
+            os.seteuid(0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_name_with_odd_characters_is_just_a_name(tmp_path: Path) -> None:
+    path = tmp_path / "a?mode=memory&b#c %20 ü.sqlite3"
+    async with opened(path) as journal:
+        made = await journal.enqueue("blog", Trigger.POLL)
+    async with opened(path) as journal:
+        assert await journal.deployments() == [made]
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest_twisted.ensureDeferred
+async def test_closing_writes_what_is_queued_and_may_be_done_twice(path: Path) -> None:
+    journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+    begun, gate = Event(), Event()
+
+    def hold_the_thread(connection: sqlite3.Connection) -> bool:
+        begun.set()
+        return gate.wait(60)
+
+    busy = journal._writer.ask(hold_the_thread)
+    begun.wait(60)
+    waiting = accepting(journal, [pushed(str(n), "blog") for n in range(50)])
+    closing_twice = gatherResults([Deferred.fromCoroutine(journal.close()) for _ in range(2)])
+    while not journal._writer._stopping:
+        await deferLater(reactor, 0.01)
+    gate.set()
+    await closing_twice
+    await journal.close()
+    assert await busy
+    assert len(await waiting) == 50
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    for call in (journal.enqueue("blog", Trigger.POLL), journal.accept(pushed("0", "blog")), journal.deliveries()):
+        with pytest.raises(JournalUnavailable, match="closed"):
+            await call
+    async with opened(path) as again:
+        assert len(await again.deliveries(limit=100)) == 50
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_list_has_an_end(path: Path) -> None:
+    async with opened(path) as journal:
+        await accepting(journal, [pushed(str(n), "blog") for n in range(MOST_ROWS + 1)])
+        assert len(await journal.deployments(limit=10**30)) == MOST_ROWS
+        assert len(await journal.deliveries(limit=10**30)) == MOST_ROWS
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_call_looks_through_a_whole_table(path: Path) -> None:
+    """What happens often costs the same in an old journal as in a young one."""
+    statements: set[str] = set()
+    async with opened(path) as journal:
+        for worker in (journal._writer, journal._reader):
+            await worker.ask(lambda connection: connection.set_trace_callback(statements.add))
+        first = await journal.accept(pushed("one", "blog"))
+        deployment = first.queued[0].id
+        await journal.accept(pushed("one", "blog"))
+        await journal.begin(deployment, 1.0)
+        await journal.add_step(deployment, STEP)
+        await journal.unfinished()
+        await journal.last("blog")
+        await journal.deployment(deployment)
+        await journal.deployments(app="blog")
+        await journal.deployments(before=deployment)
+        await journal.delivery(first.delivery)
+        for worker in (journal._writer, journal._reader):
+            await worker.ask(lambda connection: connection.set_trace_callback(None))
+    looking = [sql for sql in statements if sql.startswith(("SELECT", "UPDATE", "DELETE"))]
+    plans = {sql: str(run_sql(path, f"EXPLAIN QUERY PLAN {sql}")) for sql in looking}
+    assert len(plans) > 10
+    assert not {sql: plan for sql, plan in plans.items() if "SCAN" in plan and "deployments_unfinished" not in plan}
