@@ -1,0 +1,747 @@
+"""The configuration as text: what it means, and that all that is wrong with it is said at once, without secrets."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+from gunicorn.config import Config as GunicornConfig  # type: ignore[import-untyped]  # has no types
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.testing import MemoryReactorClock
+from twisted.trial.unittest import SynchronousTestCase
+
+from twisted_hook import addresses, configvalues
+from twisted_hook.config import Config, ConfigError, Fault, StepConfig, from_environment, parse, read
+
+BASE = Path("/etc/hookdeploy")
+
+SMALLEST = """
+state = "/var/lib/hookdeploy"
+[hooks.github]
+secrets = [{ file = "hook.secret" }]
+[apps.blog]
+hook = "github"
+repository = "https://github.com/acme/blog.git"
+"""
+
+# As the interface shows it, with everything that it promises.
+EVERYTHING = """
+state = "/var/lib/hookdeploy"
+[server]
+listen = ["tcp:8000"]
+public_url = "https://deploy.example.com"
+trusted_proxies = ["127.0.0.1/32"]
+max_body = 26214400
+[dashboard]
+listen = ["tcp:8001:interface=127.0.0.1"]
+[hooks.github]
+forge = "github"
+secrets = [{ file = "hook.secret" }, { env = "OLD_SECRET" }]
+allow_sha1 = false
+[apps.blog]
+hook = "github"
+repository = "https://github.com/acme/blog.git"
+names = ["acme/blog"]
+branch = "main"
+paths = ["services/blog/**"]
+poll = "5m"
+mode = "release"
+build = ["uv sync --frozen"]
+migrate = ["python manage.py migrate"]
+wsgi = "wsgi:application"
+bind = "0.0.0.0:8080"
+workers = 2
+gunicorn = ["--threads", "4"]
+env = { DJANGO_SETTINGS_MODULE = "blog.settings" }
+env_file = "blog.env"
+health = "/healthz"
+health_timeout = "30s"
+probation = "5s"
+drain = "30s"
+keep = 5
+step_timeout = "15m"
+shared = ["media", "db.sqlite3"]
+user = "blog"
+"""
+
+
+def faults_of(text: str) -> dict[str, str]:
+    """Message by path; the test fails if one path has two faults."""
+    found = read(text, BASE).faults
+    faults = {fault.path: fault.message for fault in found}
+    assert faults, text
+    assert len(faults) == len(found), found
+    return faults
+
+
+def with_app(line: str) -> str:
+    return f"{SMALLEST}{line}\n"
+
+
+def with_hook(line: str) -> str:
+    return SMALLEST.replace("[apps.blog]", f"{line}\n[apps.blog]")
+
+
+def with_server(line: str) -> str:
+    return SMALLEST.replace("[hooks.github]", f"[server]\n{line}\n[hooks.github]")
+
+
+class MeaningTests(SynchronousTestCase):
+    """What a good file means."""
+
+    def test_a_small_file_gets_the_defaults_of_the_interface(self) -> None:
+        config = parse(SMALLEST, BASE)
+        app = config.apps["blog"]
+        self.assertEqual(config.state, Path("/var/lib/hookdeploy"))
+        self.assertEqual(config.server.listen, ("tcp:8000",))
+        self.assertEqual(config.server.max_body, 26_214_400)
+        self.assertEqual(
+            [(hook.name, hook.path, hook.forge) for hook in config.hooks], [("github", "/hooks/github", "github")]
+        )
+        self.assertEqual(config.hooks[0].secrets[0].file, BASE / "hook.secret")
+        self.assertEqual((app.name, app.hook, app.names, app.branch), ("blog", "github", ("acme/blog",), None))
+        self.assertEqual((app.mode, app.build, app.wsgi, app.bind), ("release", "auto", None, "127.0.0.1:8080"))
+        self.assertEqual((app.workers, app.keep, app.health), (2, 5, None))
+        self.assertEqual((app.health_timeout, app.drain, app.step_timeout), (30.0, 30.0, 900.0))
+
+    def test_everything_that_is_available_is_understood(self) -> None:
+        later = ("trusted_proxies", "paths", "poll", "migrate", "probation", "shared", "user")
+        text = "\n".join(line for line in EVERYTHING.splitlines() if not line.startswith(later))
+        config = parse(text.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
+        app = config.apps["blog"]
+        self.assertEqual(config.server.public_url, "https://deploy.example.com")
+        self.assertEqual([secret.env for secret in config.hooks[0].secrets], [None, "OLD_SECRET"])
+        self.assertEqual(app.build, (StepConfig("uv sync --frozen", ("uv", "sync", "--frozen")),))
+        self.assertEqual(app.env, {"DJANGO_SETTINGS_MODULE": "blog.settings"})
+        self.assertEqual(app.env_file, BASE / "blog.env")
+        self.assertEqual(app.gunicorn, ("--threads", "4"))
+        self.assertEqual((app.health, app.wsgi, app.bind), ("/healthz", "wsgi:application", "0.0.0.0:8080"))
+
+    def test_what_the_interface_promises_for_later_is_answered_key_by_key(self) -> None:
+        found = faults_of(EVERYTHING)
+        self.assertEqual(set(found.values()), {"is not available yet"})
+        self.assertEqual(
+            set(found),
+            {
+                "server.trusted_proxies",
+                "dashboard.listen",
+                *(f"apps.blog.{key}" for key in ("paths", "poll", "migrate", "probation", "shared", "user")),
+            },
+        )
+
+    def test_keys_for_later_that_ask_for_nothing_are_good(self) -> None:
+        nothing = 'poll = "0"\nprobation = "0s"\nmigrate = []\nshared = []\npaths = []\n'
+        parse(with_server("trusted_proxies = []").replace("[hooks", "[dashboard]\nlisten = []\n[hooks") + nothing, BASE)
+
+    def test_an_app_with_a_secret_of_its_own_gets_a_hook_of_its_own(self) -> None:
+        config = parse(SMALLEST.replace('hook = "github"', 'secret = { credential = "blog" }'), BASE)
+        self.assertEqual([hook.name for hook in config.hooks], ["github", "blog"])
+        self.assertEqual((config.hooks[1].path, config.hooks[1].secrets[0].credential), ("/hooks/blog", "blog"))
+        self.assertEqual(config.apps["blog"].hook, "blog")
+
+    def test_an_app_in_place_needs_no_repository(self) -> None:
+        text = SMALLEST.replace(
+            'repository = "https://github.com/acme/blog.git"', 'mode = "in-place"\npath = "../blog"'
+        )
+        app = parse(text, BASE).apps["blog"]
+        self.assertEqual((app.mode, app.path, app.update), ("in-place", BASE / "../blog", "rebase"))
+        self.assertEqual((app.repository, app.names), (None, ()))
+        self.assertEqual(parse(text + 'update = "reset"', BASE).apps["blog"].update, "reset")
+
+    def test_apps_keep_the_order_of_the_file(self) -> None:
+        more = "".join(f'[apps.{name}]\nhook = "github"\nrepository = "/srv/{name}"\n' for name in "zay")
+        self.assertEqual(list(parse(SMALLEST + more, BASE).apps), ["blog", "z", "a", "y"])
+
+    def test_a_config_is_frozen(self) -> None:
+        config = parse(SMALLEST, BASE)
+        with self.assertRaises(AttributeError):
+            config.apps["blog"].workers = 3  # type: ignore[misc]
+        with self.assertRaises(TypeError):
+            config.apps["x"] = config.apps["blog"]  # type: ignore[index]
+
+    def test_steps_have_three_forms_and_no_shell_unless_asked(self) -> None:
+        text = with_app(
+            """build = [
+                "make  'two words' $HOME",
+                ["make", "all && nothing"],
+                { name = "assets", run = "a | b", shell = true, timeout = "2m", env = { A = "1" } },
+                { run = ["npm", "ci"] },
+            ]"""
+        )
+        self.assertEqual(
+            parse(text, BASE).apps["blog"].build,
+            (
+                StepConfig("make 'two words' $HOME", ("make", "two words", "$HOME")),
+                StepConfig("make 'all && nothing'", ("make", "all && nothing")),
+                StepConfig("assets", ("/bin/sh", "-c", "a | b"), 120.0, {"A": "1"}),
+                StepConfig("npm ci", ("npm", "ci")),
+            ),
+        )
+        self.assertEqual(parse(with_app("build = []"), BASE).apps["blog"].build, ())
+        self.assertEqual(parse(with_app('build = "auto"'), BASE).apps["blog"].build, "auto")
+
+    def test_durations_are_seconds(self) -> None:
+        for text, seconds in {"500ms": 0.5, "30s": 30.0, "5m": 300.0, "2h": 7200.0, "0s": 0.0, "0": 0.0}.items():
+            self.assertEqual(parse(with_app(f'drain = "{text}"'), BASE).apps["blog"].drain, seconds)
+
+    def test_relative_paths_are_relative_to_the_file(self) -> None:
+        text = with_server('listen = ["unix:run/hooks.sock:mode=660", "tls:certs:8443", "tcp:80"]').replace(
+            '"/var/lib/hookdeploy"', '"state"'
+        )
+        config = parse(
+            text.replace('"https://github.com/acme/blog.git"', '"../blog.git"') + 'bind = "unix:web.sock"', BASE
+        )
+        self.assertEqual(config.state, BASE / "state")
+        self.assertEqual(
+            config.server.listen,
+            (
+                "unix:address=/etc/hookdeploy/run/hooks.sock:mode=660",
+                "tls:path=/etc/hookdeploy/certs:port=8443",
+                "tcp:80",
+            ),
+        )
+        self.assertEqual(config.apps["blog"].bind, "unix:/etc/hookdeploy/web.sock")
+        self.assertEqual(config.apps["blog"].repository, "/etc/hookdeploy/../blog.git")
+
+    def test_the_names_are_the_last_two_components_of_the_url(self) -> None:
+        for url, expected in {
+            "https://github.com/acme/blog.git": "acme/blog",
+            "https://gitlab.example.com:8443/group/sub/blog/": "sub/blog",
+            "ssh://git@host:2222/acme/blog": "acme/blog",
+            "git@github.com:acme/blog.git": "acme/blog",
+            "host:blog.git": "blog",
+            "/srv/git/blog.git": "git/blog",
+            "/srv/blog/.git": "srv/blog",
+            "file:///srv/git/blog.git": "git/blog",
+        }.items():
+            config = parse(SMALLEST.replace("https://github.com/acme/blog.git", url), BASE)
+            self.assertEqual(config.apps["blog"].names, (expected,))
+            self.assertEqual(config.apps["blog"].repository, url)
+        self.assertEqual(parse(with_app('names = ["a/b", "c/d"]'), BASE).apps["blog"].names, ("a/b", "c/d"))
+
+
+class FaultTests(SynchronousTestCase):
+    """What is said of a bad file."""
+
+    def test_every_fault_is_reported_at_once_with_its_key_path(self) -> None:
+        """P93: unknown key, wrong type and duplicate hook path, together, whichever kind each is."""
+        found = faults_of(
+            """
+            stat = "/x"
+            [hooks.a]
+            path = "/github"
+            secrets = [{ file = "a" }]
+            [hooks.b]
+            path = "/github"
+            secrets = []
+            [apps.blog]
+            hook = "githu"
+            workers = "two"
+            worker = 2
+            poll = "5m"
+            """
+        )
+        self.assertEqual(
+            found,
+            {
+                "state": "is missing: the directory for the journal, releases and logs, "
+                'e.g. state = "/var/lib/hookdeploy"',
+                "stat": "unknown key; did you mean state?",
+                "hooks.b.secrets": "must not be empty",
+                "hooks.b.path": '"/github" is the path of hooks.a already',
+                "apps.blog.hook": "there is no [hooks.githu]",
+                "apps.blog.repository": "is missing: what to fetch from, "
+                'e.g. repository = "https://github.com/acme/blog.git"',
+                "apps.blog.workers": 'must be an integer, not "two"',
+                "apps.blog.worker": "unknown key; did you mean workers?",
+                "apps.blog.poll": "is not available yet",
+            },
+        )
+
+    def test_a_syntax_error_is_reported_with_line_and_column(self) -> None:
+        self.assertEqual(faults_of('state = "x"\nhooks = \n'), {"line 2, column 9": "invalid value"})
+        self.assertEqual(list(faults_of("state = [")), ["line 1, column 10"])
+
+    def test_an_error_prints_one_fault_a_line_behind_the_name_of_the_file(self) -> None:
+        error = ConfigError(
+            [Fault("apps.blog.workers", 'must be an integer, not "two"'), Fault("", "is odd")], "x.toml"
+        )
+        self.assertEqual(str(error), 'x.toml: apps.blog.workers: must be an integer, not "two"\nx.toml: is odd')
+
+    def test_values_of_the_wrong_type_or_size_are_refused(self) -> None:
+        for line, path, words in (
+            ('workers = "2"', "workers", "must be an integer"),
+            ("workers = true", "workers", "must be an integer, not true"),
+            ("workers = 2.0", "workers", "must be an integer, not 2.0"),
+            ("workers = 0", "workers", "must be 1 or more, not 0"),
+            ("workers = 9999", "workers", "must be 1024 or less"),
+            (f"workers = 0x{'f' * 5000}", "workers", "so large a number"),
+            ("workers = 2020-01-01", "workers", "not a date"),
+            ("keep = 0", "keep", "must be 1 or more"),
+            ("branch = 5", "branch", "must be a string, not 5"),
+            ("names = []", "names", "must not be empty"),
+            ('names = "a/b"', "names", "must be a list"),
+            ('env = ["A=1"]', "env", "must be a table, not a list"),
+            ("env = { A = 5 }", "env.A", "must be a string"),
+            ('env = { "A B" = "5" }', 'env."A B"', "is not the name of an environment variable"),
+            ('env = { HOOKDEPLOY_APP = "x" }', "env.HOOKDEPLOY_APP", "is set by hookdeploy itself"),
+            ('env = { A = "\\u0000" }', "env.A", "NUL"),
+            ("env_file = 5", "env_file", "must be a path"),
+            ('env_file = "~/x"', "env_file", '"~" is not expanded'),
+            ('drain = "1d"', "drain", '"30s"'),
+            ("drain = 30", "drain", "not a bare number"),
+            ('drain = "9999999999999h"', "drain", "must be a duration"),
+            ('health_timeout = "0s"', "health_timeout", "must be longer than 0"),
+            ('step_timeout = "0"', "step_timeout", "must be longer than 0"),
+            ('mode = "inplace"', "mode", 'must be "release" or "in-place", not "inplace"'),
+            ('wsgi = "wsgi.py"', "wsgi", '"wsgi:application"'),
+            ('wsgi = "a b"', "wsgi", "module:attribute"),
+            ('health = "healthz"', "health", "must be a path"),
+            ('health = "/a\\nb"', "health", "must be a path"),
+            ('build = "make"', "build", "put the step into [ ]"),
+            ('build = [""]', "build[0]", "empty command"),
+            ("build = [[]]", "build[0]", "empty command"),
+            ('build = ["ok", "echo \'x"]', "build[1]", "a quotation mark is not closed"),
+            ("build = [5]", "build[0]", "must be a command"),
+            ('build = [["a", 5]]', "build[0]", "must be a command"),
+            ('build = [{ run = ["a"], shell = true }]', "build[0]", "must be a string"),
+            ('build = [{ cmd = "a", run = "b" }]', "build[0].cmd", "unknown key"),
+            ('build = [{ run = "b", timeout = "0" }]', "build[0].timeout", "longer than 0"),
+            ('shared = ["../x"]', "shared[0]", "inside the repository"),
+        ):
+            found = faults_of(with_app(line))
+            self.assertIn(f"apps.blog.{path}", found, line)
+            self.assertIn(words, found[f"apps.blog.{path}"], line)
+
+    def test_a_bind_that_is_no_address_is_refused(self) -> None:
+        for good in ("0.0.0.0:80", "localhost:8080", "[::1]:8080", "unix:/run/x.sock", "my-host.example:1"):
+            self.assertEqual(parse(with_app(f'bind = "{good}"'), BASE).apps["blog"].bind, good)
+        for bad in (
+            "8080",
+            ":8080",
+            "::1:8080",
+            "[::x]:80",
+            "1.2.3:80",
+            "a b:80",
+            "h:65536",
+            "h:x",
+            "unix:",
+            "unix:/" + "x" * 107,
+        ):
+            self.assertIn("apps.blog.bind", faults_of(with_app(f'bind = "{bad}"')), bad)
+
+    def test_two_apps_with_one_socket_are_refused(self) -> None:
+        def two(one: str, other: str) -> str:
+            second = f'[apps.two]\nhook = "github"\nrepository = "/srv/two"\nwsgi = "a:b"\nbind = "{other}"\n'
+            return with_app(f'wsgi = "a:b"\nbind = "{one}"\n{second}')
+
+        for one, other in (
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("0.0.0.0:80", "127.0.0.1:80"),
+            ("[::]:80", "10.0.0.1:80"),
+            ("localhost:80", "127.0.0.1:80"),
+            ("unix:/a", "unix:/a"),
+        ):
+            self.assertIn("is taken by apps.blog.bind already", faults_of(two(one, other))["apps.two.bind"])
+        for one, other in (("127.0.0.1:80", "127.0.0.2:80"), ("127.0.0.1:0", "127.0.0.1:0"), ("unix:/a", "unix:/b")):
+            parse(two(one, other), BASE)
+        self.assertIn(
+            "server.listen[0]", faults_of(with_app('wsgi = "a:b"\nbind = "127.0.0.1:8000"'))["apps.blog.bind"]
+        )
+
+    def test_two_apps_without_a_server_share_the_default_bind(self) -> None:
+        parse(with_app('[apps.two]\nhook = "github"\nrepository = "/srv/two"\n'), BASE)
+
+    def test_hooks_are_checked(self) -> None:
+        for line, path, words in (
+            ('forge = "svn"', "hooks.github.forge", '"standard", not "svn"'),
+            ('forge = "gitlab"', "hooks.github.forge", "is not available yet"),
+            ('path = "github"', "hooks.github.path", "must be a path"),
+            ('path = "/a/"', "hooks.github.path", "must be a path"),
+            ('path = "/a/../b"', "hooks.github.path", "must be a path"),
+            ('path = "/<x>"', "hooks.github.path", "must be a path"),
+            ('path = "/healthz"', "hooks.github.path", "hookdeploy itself"),
+            ('allow_sha1 = "yes"', "hooks.github.allow_sha1", 'must be true or false, not "yes"'),
+            ('secret = "x"', "hooks.github.secret", "did you mean secrets?"),
+            ('[hooks."Bad Name"]\nsecrets = [{ env = "A" }]', 'hooks."Bad Name"', "is not a usable name"),
+            (
+                '[hooks.two]\npath = "/hooks/github"\nsecrets = [{ env = "A" }]',
+                "hooks.two.path",
+                "the path of hooks.github",
+            ),
+            ("[hooks.two]", "hooks.two.secrets", "is missing"),
+        ):
+            found = faults_of(with_hook(line))
+            self.assertIn(path, found, line)
+            self.assertIn(words, found[path], line)
+
+    def test_a_secret_has_exactly_one_source(self) -> None:
+        """P09: a hook without a secret never starts."""
+        for secrets, path in (
+            ("[]", ""),
+            ("[{}]", "[0]"),
+            ('[{ file = "a", env = "B" }]', "[0]"),
+            ('["in plain sight"]', "[0]"),
+            ('[{ fil = "a" }]', "[0].fil"),
+            ('[{ env = "A-B" }]', "[0].env"),
+            ('[{ credential = "../x" }]', "[0].credential"),
+        ):
+            found = faults_of(SMALLEST.replace('[{ file = "hook.secret" }]', secrets))
+            self.assertIn(f"hooks.github.secrets{path}", found, secrets)
+
+    def test_an_app_has_a_hook_or_a_secret(self) -> None:
+        self.assertIn("no push could reach it", faults_of(SMALLEST.replace('hook = "github"', ""))["apps.blog"])
+        self.assertIn("remove one", faults_of(with_app('secret = { env = "A" }'))["apps.blog.secret"])
+        self.assertIn(
+            "did you mean github?", faults_of(SMALLEST.replace('hook = "github"', 'hook = "gihub"'))["apps.blog.hook"]
+        )
+        clash = SMALLEST.replace('hook = "github"', 'secret = { env = "A" }').replace("apps.blog", "apps.github")
+        self.assertIn("there is [hooks.github] already", faults_of(clash)["apps.github.secret"])
+
+    def test_what_belongs_to_one_mode_is_refused_in_the_other(self) -> None:
+        self.assertIn("apps.blog.path", faults_of(with_app('path = "/srv/blog"')))
+        self.assertIn("apps.blog.update", faults_of(with_app('update = "reset"')))
+        self.assertIn("apps.blog.path", faults_of(with_app('mode = "in-place"')))
+
+    def test_a_file_without_apps_is_refused(self) -> None:
+        self.assertEqual(faults_of('state = "x"'), {"apps": "is missing: at least one [apps.<name>]"})
+        self.assertEqual(faults_of('state = "x"\napps = {}'), {"apps": "must not be empty"})
+        self.assertEqual(faults_of('state = "x"\napps = 5'), {"apps": "must be a table, not 5"})
+
+    def test_endpoints_of_the_wrong_shape_are_refused(self) -> None:
+        for bad in (
+            "8000", "0.0.0.0:8000", "udp:53", "tcp", "tcp:", "tcp:x", "tcp:65536", "tcp:80:iface=1", "tcp:1:2:3:4",
+            "unix:", "systemd:domain=INET", "systemd:INET:index=0:name=x", "tls:", "tls:/c:99999", "",
+        ):  # fmt: skip
+            self.assertIn("server.listen[0]", faults_of(with_server(f'listen = ["{bad}"]')), bad)
+        self.assertIn("server.listen", faults_of(with_server("listen = []")))
+
+    def test_endpoints_that_are_let_through_are_understood_by_twisted(self) -> None:
+        reactor = MemoryReactorClock()
+        for good in (
+            "tcp:8000", "tcp:port=80:interface=127.0.0.1", r"tcp6:80:interface=\:\:1", "unix:/run/a.sock:mode=660",
+            "unix:mode=600:a.sock", r"unix:odd\:name\=x", "tls:certs", "tls:certs:8443:interface=127.0.0.1",
+        ):  # fmt: skip
+            serverFromString(reactor, addresses.endpoint(good, BASE))
+        odd = serverFromString(reactor, addresses.endpoint(r"unix:odd\:name\=x", BASE))
+        self.assertEqual(odd._address, "/etc/hookdeploy/odd:name=x")
+
+    def test_a_public_url_is_an_address_without_user_or_query(self) -> None:
+        self.assertEqual(
+            parse(with_server('public_url = "https://a.example/x/"'), BASE).server.public_url, "https://a.example/x"
+        )
+        for bad in (
+            "deploy.example.com",
+            "ftp://x",
+            "https://",
+            "https://u:p@x",
+            "https://x/?a",
+            "https://x:99999",
+            "https://[x",
+        ):
+            self.assertIn("server.public_url", faults_of(with_server(f'public_url = "{bad}"')), bad)
+
+
+class RepositoryTests(SynchronousTestCase):
+    """What git is let near."""
+
+    def test_what_could_run_a_command_is_refused(self) -> None:
+        """P60: a transport that runs programs, and options in the place of a remote."""
+        for bad in (
+            "ext::sh -c touch% PWN", "fd::17", "--upload-pack=x", "-oProxyCommand=x:y", "ssh://-oProxyCommand=x/y",
+            "ssh://-o@host/y", "host:-x", "git@host:", "-", "git@-oX:y", "x::y:z",
+        ):  # fmt: skip
+            self.assertIn(
+                "apps.blog.repository", faults_of(SMALLEST.replace("https://github.com/acme/blog.git", bad)), bad
+            )
+
+    def test_other_odd_remotes_are_refused(self) -> None:
+        for bad in (
+            "http://github.com/a/b", "git://github.com/a/b", "ftp://x/y", "https://host", "https:///a/b", "/", " ", "",
+            "https://h/a b", "https://h/a/b?token=x", "https://h:x/a/b", "~/blog", "file://other/a/b", "a\\nb", "https://[/a",
+        ):  # fmt: skip
+            self.assertIn(
+                "apps.blog.repository", faults_of(SMALLEST.replace("https://github.com/acme/blog.git", bad)), bad
+            )
+
+    def test_a_password_in_the_url_is_refused_and_not_repeated(self) -> None:
+        for bad in ("https://u:canary@h/a/b", "https://canary@h/a/b", "ssh://git:canary@h/a/b"):
+            message = faults_of(SMALLEST.replace("https://github.com/acme/blog.git", bad))["apps.blog.repository"]
+            self.assertIn("must not hold a user name or password", message)
+            self.assertNotIn("canary", message)
+
+    def test_a_forge_on_this_very_machine_may_be_reached_without_tls(self) -> None:
+        parse(SMALLEST.replace("https://github.com/acme/blog.git", "http://127.0.0.1:3000/acme/blog.git"), BASE)
+
+    def test_only_names_that_git_allows_are_branches(self) -> None:
+        for name in ("main", "feature/x", "a.b", "ü", "a@b", "v1.0-rc_2"):
+            self.assertEqual(parse(with_app(f'branch = "{name}"'), BASE).apps["blog"].branch, name)
+        for name in (
+            "-x",
+            "x..y",
+            "a/.b",
+            "a.lock",
+            "a.lock/b",
+            "@",
+            "HEAD",
+            "a b",
+            "a~",
+            "a^",
+            "a:",
+            "a?",
+            "a*",
+            "a[",
+        ):
+            self.assertIn("apps.blog.branch", faults_of(with_app(f'branch = "{name}"')), name)
+        for name in ("a\\\\", "a//b", "/a", "a/", "a.", "a@{b", "", "\\u007f", "\\u0085", " "):
+            self.assertIn("apps.blog.branch", faults_of(with_app(f'branch = "{name}"')), name)
+        self.assertIn('"main"', faults_of(with_app('branch = "refs/heads/main"'))["apps.blog.branch"])
+
+    @given(st.text(alphabet=st.sampled_from("aB.-/@{~^:?*[\\ \x01lock"), max_size=12))
+    def test_no_branch_is_let_through_that_git_refuses(self, name: str) -> None:
+        try:
+            configvalues.branch(name)
+        except ValueError:
+            return
+        subprocess.run(["git", "check-ref-format", f"refs/heads/{name}"], check=True)
+
+
+class GunicornArgumentTests(SynchronousTestCase):
+    """hookdeploy owns the socket, the process and the number of workers."""
+
+    def refused(self, argument: str) -> str | None:
+        try:
+            configvalues.gunicorn_argument(argument)
+        except ValueError as error:
+            return str(error)
+        return None
+
+    def test_arguments_that_break_supervision_are_refused_in_every_form(self) -> None:
+        long = "--bind --bind=x --bin --daemon --reload --pid=x --reuse-port --config=x --conf --chdir --user --group"
+        short = "--help -b -b0:1 -D -RD -p -c -u -g -w -w4 -v"
+        for argument in f"{long} {short} --workers=4".split():
+            self.assertIsNotNone(self.refused(argument), argument)
+        self.assertIn("gunicorn.conf.py", str(self.refused("--config=x")))
+        self.assertIn("use workers", str(self.refused("-w4")))
+        self.assertIn("apps.blog.gunicorn[1]", faults_of(with_app('gunicorn = ["--preload", "--bind=x"]')))
+
+    def test_every_other_option_of_gunicorn_is_let_through(self) -> None:
+        options = [option for action in GunicornConfig().parser()._actions for option in action.option_strings]
+        refused = {option for option in options if self.refused(option)}
+        long = (
+            "bind workers config daemon reload reuse-port pid chdir user group check-config print-config version help"
+        )
+        expected = {f"--{name}" for name in long.split()} | {f"-{letter}" for letter in "bwcDpugvh"}
+        self.assertEqual(refused, expected)
+        for value in ("4", "-", "gthread", "--threads=4", "-k", "-kgthread"):
+            self.assertIsNone(self.refused(value), value)
+
+
+class SecrecyTests(SynchronousTestCase):
+    """A secret in the wrong place is not repeated: faults end in logs and on screens."""
+
+    def test_no_fault_repeats_what_may_be_a_secret(self) -> None:
+        """T45."""
+        for text in (
+            with_hook('secret = "canary"'),
+            SMALLEST.replace('[{ file = "hook.secret" }]', '"canary"'),
+            SMALLEST.replace('[{ file = "hook.secret" }]', '["canary"]'),
+            SMALLEST.replace('[{ file = "hook.secret" }]', '[{ value = "canary" }]'),
+            SMALLEST.replace('hook = "github"', 'secret = "canary"'),
+            with_app('env = "canary"'),
+            with_app('env = { A = ["canary"] }'),
+            with_app('build = ["curl -H \'canary"]'),
+            with_app('build = "curl canary"'),
+            SMALLEST.replace("https://github.com/acme/blog.git", "https://canary@github.com/a/b"),
+        ):
+            self.assertNotIn("canary", str(faults_of(text)), text)
+
+    def test_control_characters_of_the_file_do_not_reach_the_terminal(self) -> None:
+        """T27: an escape sequence in a key or a value is shown, not obeyed."""
+        for text in (with_app('"\\u001b[31m" = 1'), with_app('mode = "\\u001b[31m"'), with_app('bind = "\\u009b1m"')):
+            for path, message in faults_of(text).items():
+                self.assertTrue(f"{path}{message}".isprintable(), (path, message))
+
+
+class EnvironmentTests(SynchronousTestCase):
+    """The smallest deployment there is: no file at all."""
+
+    def test_two_variables_are_enough(self) -> None:
+        config = from_environment({"GITHUB_SECRET": "canary", "REPO_PATH": "/srv/My Blog/"})
+        app = config.apps["my-blog"]
+        self.assertEqual(config.state, Path("/srv/.hookdeploy-my-blog"))
+        self.assertEqual(
+            [(hook.name, hook.path, hook.allow_sha1) for hook in config.hooks], [("github", "/github", False)]
+        )
+        self.assertEqual(config.server.listen, ("tcp:8000",))
+        self.assertEqual((app.path, app.mode, app.update), (Path("/srv/My Blog"), "in-place", "rebase"))
+        self.assertEqual((app.names, app.build, app.wsgi, app.bind, app.branch), ((), (), None, "127.0.0.1:8080", None))
+        literal = config.hooks[0].secrets[0].literal
+        self.assertEqual(literal and literal.get_secret_value(), b"canary")
+        self.assertNotIn("canary", repr(config))
+
+    def test_every_variable_counts(self) -> None:
+        config = from_environment(
+            {
+                "GITHUB_SECRET": "x",
+                "GITHUB_ALLOW_SHA1": "1",
+                "REPO_PATH": "blog",
+                "APP_MODULE": "a.b:c",
+                "APP_BIND": "unix:x.sock",
+                "HOOK_LISTEN": "tcp:9000",
+                "HOOKDEPLOY_STATE": "state",
+            },
+            Path("/srv"),
+        )
+        app = config.apps["blog"]
+        self.assertEqual((app.path, config.state), (Path("/srv/blog"), Path("/srv/state")))
+        self.assertEqual((app.wsgi, app.bind), ("a.b:c", "unix:/srv/x.sock"))
+        self.assertEqual((config.server.listen, config.hooks[0].allow_sha1), (("tcp:9000",), True))
+
+    def test_every_fault_names_its_variable(self) -> None:
+        """P09: an empty secret is no secret."""
+        with self.assertRaises(ConfigError) as caught:
+            from_environment(
+                {
+                    "GITHUB_SECRET": "",
+                    "GITHUB_ALLOW_SHA1": "yes",
+                    "APP_MODULE": "wsgi.py",
+                    "APP_BIND": "8080",
+                    "HOOK_LISTEN": "8000",
+                    "DASHBOARD_LISTEN": "tcp:8001",
+                }
+            )
+        said = {fault.path: fault.message for fault in caught.exception.faults}
+        self.assertEqual(
+            set(said),
+            {
+                "GITHUB_SECRET",
+                "GITHUB_ALLOW_SHA1",
+                "REPO_PATH",
+                "APP_MODULE",
+                "APP_BIND",
+                "HOOK_LISTEN",
+                "DASHBOARD_LISTEN",
+            },
+        )
+        self.assertIn("is empty", said["GITHUB_SECRET"])
+        self.assertIn("is not set", said["REPO_PATH"])
+        self.assertEqual(said["DASHBOARD_LISTEN"], "is not available yet")
+
+    def test_a_directory_without_usable_letters_is_called_app(self) -> None:
+        self.assertEqual(list(from_environment({"GITHUB_SECRET": "x", "REPO_PATH": "/srv/ü"}).apps), ["app"])
+        self.assertEqual(list(from_environment({"GITHUB_SECRET": "x", "REPO_PATH": "/srv/_a.B_"}).apps), ["a-b"])
+
+
+ANYTHING = st.text(alphabet=st.characters())  # lone surrogates too
+SCALARS = st.one_of(st.booleans(), st.integers(), st.floats(), ANYTHING, st.dates(), st.just("github"), st.just("0s"))
+KNOWN_KEYS = st.sampled_from(
+    [
+        "state",
+        "server",
+        "listen",
+        "public_url",
+        "max_body",
+        "dashboard",
+        "hooks",
+        "github",
+        "path",
+        "secrets",
+        "file",
+        "env",
+        "allow_sha1",
+        "forge",
+        "apps",
+        "blog",
+        "hook",
+        "secret",
+        "repository",
+        "names",
+        "branch",
+        "mode",
+        "build",
+        "run",
+        "shell",
+        "timeout",
+        "wsgi",
+        "bind",
+        "workers",
+        "gunicorn",
+        "env_file",
+        "health",
+        "drain",
+        "keep",
+        "poll",
+    ]
+)
+TREES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KNOWN_KEYS | ANYTHING, inner, max_size=5),
+    max_leaves=30,
+)
+
+
+class TotalityTests(SynchronousTestCase):
+    """Whatever the text is, the answer is a configuration or faults."""
+
+    def outcome(self, text: str) -> None:
+        try:
+            self.assertIsInstance(parse(text, BASE), Config)
+        except ConfigError as error:
+            self.assertTrue(error.faults)
+            str(error)
+
+    @given(ANYTHING)
+    def test_any_text_is_a_config_or_faults(self, text: str) -> None:
+        self.outcome(text)
+
+    @given(st.integers(0, len(EVERYTHING)), st.integers(0, 20), st.text(max_size=5))
+    def test_any_change_of_a_good_file_is_a_config_or_faults(self, place: int, removed: int, added: str) -> None:
+        self.outcome(EVERYTHING[:place] + added + EVERYTHING[place + removed :])
+
+    @given(st.dictionaries(st.sampled_from(["state", "server", "dashboard", "hooks", "apps"]), TREES))
+    def test_any_tables_are_a_config_or_faults(self, tables: dict[str, object]) -> None:
+        self.outcome(as_toml(tables))
+
+    @given(st.sampled_from(EVERYTHING.split("\n")[1:-1]), TREES)
+    def test_any_value_of_any_key_is_a_config_or_faults(self, line: str, value: object) -> None:
+        self.outcome(EVERYTHING.replace(line, f"{line.partition(' =')[0]} = {as_toml_value(value)}"))
+
+    def test_numbers_and_nests_that_break_the_reader_are_faults(self) -> None:
+        for text in (
+            f"a = {'9' * 5000}",
+            "a = " + "[" * 5000,
+            "a = " + "{a=" * 5000,
+            f"{'a.' * 2000}a = 1",
+        ):
+            self.outcome(text)
+
+    def test_what_is_no_unicode_is_a_fault(self) -> None:
+        self.assertEqual(faults_of('state = "\ud800"'), {"": "is not Unicode text"})
+
+    @given(st.dictionaries(st.sampled_from(["state", "server", "hooks", "apps"]), TREES))
+    def test_what_a_faulty_file_mentions_can_always_be_told(self, tables: dict[str, object]) -> None:
+        for secret in read(as_toml(tables), BASE).mentions.secrets:
+            self.assertTrue(secret.where)
+
+
+def as_toml(tables: dict[str, object]) -> str:
+    return "\n".join(f"{key} = {as_toml_value(value)}" for key, value in tables.items())
+
+
+def as_toml_value(value: object) -> str:
+    match value:
+        case bool():
+            return str(value).lower()
+        case str():
+            return '"' + "".join(f"\\U{ord(letter):08x}" for letter in value) + '"'
+        case list():
+            return f"[{', '.join(map(as_toml_value, value))}]"
+        case dict():
+            return (
+                "{" + ", ".join(f"{as_toml_value(key)} = {as_toml_value(inner)}" for key, inner in value.items()) + "}"
+            )
+        case _:
+            return str(value)

@@ -1,0 +1,837 @@
+"""The guard refuses early, answers so that the sender can read it, and outlasts senders who mean harm."""
+# pytest-twisted has no types.
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from ipaddress import ip_network
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor, ssl
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.endpoints import SSL4ClientEndpoint, SSL4ServerEndpoint
+from twisted.internet.interfaces import IAddress
+from twisted.internet.task import Clock, LoopingCall
+from twisted.internet.testing import StringTransportWithDisconnection
+from twisted.logger import LogEvent, capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
+from twisted.web import http
+from twisted.web.resource import Resource
+from twisted.web.server import NOT_DONE_YET
+
+from tests.wire import Answer, Wire, connect, connect_through, head, listening, post
+from twisted_hook.model import Refused
+from twisted_hook.site import BODIES, GuardedChannel, GuardedRequest, GuardedSite, Limits, Tally
+
+MIB = 1_048_576
+NO_HEADERS: dict[bytes, bytes] = {}
+
+
+class Counting(Resource):
+    """Answers with the length of what it was sent, and keeps what it was asked."""
+
+    isLeaf = True  # noqa: N815 (Twisted's name)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[bytes] = []
+        self.largest = 0
+
+    def render_GET(self, request: GuardedRequest) -> bytes:
+        self.asked.append(request.path)
+        return b"got"
+
+    def render_POST(self, request: GuardedRequest) -> bytes:
+        self.asked.append(request.path)
+        return b"%d" % len(request.body)
+
+
+class Pending(Resource):
+    """Answers when it is told to."""
+
+    isLeaf = True  # noqa: N815 (Twisted's name)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requests: list[GuardedRequest] = []
+
+    def render_POST(self, request: GuardedRequest) -> int:
+        self.requests.append(request)
+        return NOT_DONE_YET
+
+    def answer(self) -> None:
+        request = self.requests.pop(0)
+        request.write(request.answer(b"done"))
+        request.finish()
+
+
+class Broken(Resource):
+    isLeaf = True  # noqa: N815 (Twisted's name)
+
+    def render_GET(self, request: GuardedRequest) -> bytes:
+        raise RuntimeError("the canary of a bug")
+
+
+def anybody(request: GuardedRequest) -> None:
+    """A screen that lets everything through."""
+
+
+def nobody(request: GuardedRequest) -> None:
+    """A screen that refuses for a cause that has nothing to do with sizes."""
+    raise Refused(401, "no signature")
+
+
+class Line(StringTransportWithDisconnection):
+    """A connection in memory."""
+
+    protocol: GuardedChannel
+    half_closed = False
+    aborted = False
+
+    def loseWriteConnection(self) -> None:
+        self.half_closed = True
+
+    def loseConnection(self) -> None:
+        if self.connected:
+            super().loseConnection()
+
+    def abortConnection(self) -> None:
+        self.aborted = True
+        self.loseConnection()
+
+
+class Door:
+    """A door in memory, whose clock stands still."""
+
+    def __init__(
+        self, resource: Resource | None = None, screen: Callable[[GuardedRequest], None] = anybody, **limits: Any
+    ) -> None:
+        self.clock = Clock()
+        self.resource = resource or Counting()
+        self.site = GuardedSite(self.resource, screen=screen, reactor=self.clock, limits=Limits(**limits))
+
+    def connect(self, peer: IAddress | None = None, *, line: Line | None = None) -> Line:
+        channel = self.site.buildProtocol(peer or IPv4Address("TCP", "192.0.2.1", 54321))
+        assert channel is not None
+        line = line or Line()
+        line.protocol = channel
+        channel.makeConnection(line)
+        return line
+
+    def drip(self, line: Line, data: bytes, *, each: float) -> float:
+        """Send one byte at a time, and tell after how many seconds the connection was closed."""
+        start = self.clock.seconds()
+        for byte in data:
+            if not line.connected:
+                break
+            line.protocol.dataReceived(bytes([byte]))
+            self.clock.advance(each)
+        return self.clock.seconds() - start
+
+
+class DeadlineTests(SynchronousTestCase):
+    """Nobody holds a connection for ever."""
+
+    def test_slow_headers_are_ended_by_the_deadline(self) -> None:
+        """P23."""
+        door = Door()
+        line = door.connect()
+        self.assertLessEqual(door.drip(line, b"GET / HTTP/1.1\r\nX: " + b"y" * 1000, each=0.5), 11)
+        self.assertFalse(line.connected)
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 408 "))
+
+    def test_a_slow_body_is_ended_by_the_deadline(self) -> None:
+        """P23."""
+        door = Door()
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=1000))
+        self.assertLessEqual(door.drip(line, b"y" * 1000, each=0.5), 11)
+        self.assertFalse(line.connected)
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 408 "))
+
+    def test_who_connects_and_says_nothing_is_hung_up_on(self) -> None:
+        """P23."""
+        door = Door()
+        line = door.connect()
+        door.clock.advance(14.9)
+        self.assertTrue(line.connected)
+        door.clock.advance(0.2)
+        self.assertFalse(line.connected)
+        self.assertEqual(line.value(), b"")
+
+    def test_a_connection_that_is_kept_alive_for_nothing_is_hung_up_on(self) -> None:
+        door = Door()
+        line = door.connect()
+        door.clock.advance(14)
+        line.protocol.dataReceived(head("GET /"))
+        door.clock.advance(14.9)
+        self.assertTrue(line.connected)
+        door.clock.advance(0.2)
+        self.assertFalse(line.connected)
+
+    def test_no_deadline_runs_while_a_whole_request_is_worked_on(self) -> None:
+        pending = Pending()
+        door = Door(pending)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=4) + b"bo")
+        door.clock.advance(9)
+        line.protocol.dataReceived(b"dy")
+        door.clock.advance(3600)
+        self.assertTrue(line.connected)
+        pending.answer()
+        self.assertTrue(line.value().endswith(b"done"))
+
+    def test_the_next_request_on_a_connection_has_a_deadline_of_its_own(self) -> None:
+        door = Door()
+        line = door.connect()
+        for _ in range(3):
+            line.protocol.dataReceived(head("POST /", length=4) + b"bo")
+            door.clock.advance(9)
+            line.protocol.dataReceived(b"dy")
+        self.assertEqual(line.value().count(b"HTTP/1.1 200 OK"), 3)
+        line.protocol.dataReceived(b"P")
+        door.clock.advance(10)
+        self.assertIn(b"HTTP/1.1 408 ", line.value())
+
+    def test_a_request_that_waited_behind_another_has_a_deadline_from_its_turn_on(self) -> None:
+        pending = Pending()
+        door = Door(pending)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=0) + b"POST / HT")
+        door.clock.advance(60)
+        pending.answer()
+        door.clock.advance(0)
+        door.clock.advance(9.9)
+        self.assertNotIn(b"408", line.value())
+        door.clock.advance(0.1)
+        self.assertIn(b"408", line.value())
+
+    def test_who_does_not_take_the_farewell_is_cut_off(self) -> None:
+        """Over TLS a connection ends when both sides have said so; what comes until then changes nothing."""
+
+        class Stubborn(Line):
+            def loseConnection(self) -> None:
+                if self.aborted:
+                    super().loseConnection()
+
+        door = Door(linger_bytes=10)
+        line = door.connect(line=Stubborn())
+        door.clock.advance(15)
+        for _ in range(10):
+            self.assertTrue(line.connected)
+            line.protocol.dataReceived(b"x")
+            door.clock.advance(1.5)
+        self.assertTrue(line.aborted)
+        self.assertEqual(door.site.connected, 0)
+
+        line = door.connect(line=Stubborn())
+        door.clock.advance(15)
+        line.protocol.dataReceived(b"x" * 11)
+        self.assertTrue(line.aborted)
+
+
+class RefusalTests(SynchronousTestCase):
+    """How a connection ends whose sender was refused."""
+
+    def test_a_refusal_is_answered_at_once_and_nothing_after_it_is_executed(self) -> None:
+        counting = Counting()
+        door = Door(counting)
+        line = door.connect()
+        line.protocol.dataReceived(head("GET /", {b"bad header": b"x"}) + head("GET /second"))
+        line.protocol.dataReceived(head("GET /third"))
+        door.clock.advance(0)
+        self.assertEqual(line.value().count(b"HTTP/1.1"), 1)
+        self.assertEqual(counting.asked, [])
+        self.assertTrue(line.half_closed)
+
+    def test_a_refusal_is_one_constant_body_a_status_and_names_no_software(self) -> None:
+        line = Door(screen=nobody).connect()
+        line.protocol.dataReceived(head("POST /", length=10))
+        headers, _, body = line.value().partition(b"\r\n\r\n")
+        self.assertEqual(body, BODIES[401])
+        self.assertIn(b"\r\nConnection: close", headers)
+        self.assertIn(b"\r\nContent-Type: application/json", headers)
+        self.assertIn(b"\r\nContent-Length: %d" % len(body), headers)
+        self.assertIn(b"\r\nServer: hookdeploy", headers)
+        self.assertNotIn(b"Twisted", headers)
+
+    def test_a_refused_head_request_gets_no_body(self) -> None:
+        line = Door(screen=nobody).connect()
+        line.protocol.dataReceived(head("HEAD /"))
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 401 Unauthorized\r\n"))
+        self.assertTrue(line.value().endswith(b"\r\n\r\n"))
+
+    def test_what_the_screen_has_set_goes_out_with_the_refusal(self) -> None:
+        def screen(request: GuardedRequest) -> None:
+            request.setHeader(b"Allow", b"POST")
+            raise Refused(405, "a method other than POST")
+
+        line = Door(screen=screen).connect()
+        line.protocol.dataReceived(head("PUT /"))
+        self.assertIn(b"\r\nAllow: POST\r\n", line.value())
+
+    def test_who_sends_on_is_heard_for_a_while_and_then_cut_off(self) -> None:
+        door = Door(screen=nobody)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=20 * MIB))
+        for _ in range(16):
+            line.protocol.dataReceived(b"x" * 65_536)
+            self.assertTrue(line.connected)
+        line.protocol.dataReceived(b"x")
+        self.assertFalse(line.connected)
+
+    def test_who_was_refused_and_stays_is_hung_up_on(self) -> None:
+        door = Door(screen=nobody)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=10))
+        door.clock.advance(0.4)
+        self.assertTrue(line.connected)
+        door.clock.advance(0.2)
+        self.assertFalse(line.connected)
+
+    def test_where_and_how_are_asked_before_how_much(self) -> None:
+        for status, answered in ((404, b"404"), (405, b"405"), (401, b"413"), (415, b"413")):
+
+            def screen(request: GuardedRequest, status: int = status) -> None:
+                raise Refused(status, "for the sake of it")
+
+            line = Door(screen=screen, max_body=10).connect()
+            line.protocol.dataReceived(head("POST /", length=11))
+            self.assertEqual(line.value().split()[1], answered)
+
+    def test_a_doubtful_framing_is_refused(self) -> None:
+        """P24: what Twisted itself lets pass."""
+        chunked = {b"Transfer-Encoding": b"chunked"}
+        for request in (
+            head("POST /", {b"Transfer-Encoding": b"identity"}, length=2) + b"{}",
+            head("POST /", {b"Transfer-Encoding": b"identity"}),
+            head("POST /", {**chunked, b"transfer-encoding": b"identity"}) + b"0\r\n\r\n",
+            head("POST /", chunked).replace(b"HTTP/1.1", b"HTTP/1.0") + b"0\r\n\r\n",
+        ):
+            line = Door().connect()
+            line.protocol.dataReceived(request)
+            self.assertTrue(line.value().startswith(b"HTTP/1.1 400 "), request)
+
+    def test_a_malformed_host_is_refused(self) -> None:
+        """P26."""
+        for host in (
+            b"a..b:99999",
+            b"a" * 70,
+            b"a" * 70 + b".example.com",
+            b"a:b",
+            b"a/b",
+            b"\xe9.example.com",
+            b"[::1",
+        ):
+            line = Door().connect()
+            line.protocol.dataReceived(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            self.assertTrue(line.value().startswith(b"HTTP/1.1 400 "), host)
+        line = Door().connect()
+        line.protocol.dataReceived(b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n")
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 400 "))
+
+    def test_an_ordinary_host_is_let_in(self) -> None:
+        for host in (
+            b"example.com",
+            b"example.com.",
+            b"a_b.example:8000",
+            b"127.0.0.1:8000",
+            b"[::1]:8000",
+            b"xn--bcher-kva.ch",
+            b"",
+        ):
+            line = Door().connect()
+            line.protocol.dataReceived(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+            self.assertTrue(line.value().startswith(b"HTTP/1.1 200 "), host)
+        line = Door().connect()
+        line.protocol.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
+        self.assertTrue(line.value().startswith(b"HTTP/1.0 200 "))
+
+
+class BodyTests(SynchronousTestCase):
+    """How much of a body is taken in."""
+
+    def test_the_limit_is_exact(self) -> None:
+        line = Door(max_body=10).connect()
+        line.protocol.dataReceived(head("POST /", length=10) + b"x" * 10)
+        self.assertTrue(line.value().endswith(b"10"))
+        line = Door(max_body=10).connect()
+        line.protocol.dataReceived(head("POST /", length=11))
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 413 "))
+
+    def test_the_limit_is_exact_for_a_chunked_body(self) -> None:
+        for size, status in ((10, b"200"), (11, b"413")):
+            line = Door(max_body=10).connect()
+            line.protocol.dataReceived(head("POST /", {b"Transfer-Encoding": b"chunked"}))
+            line.protocol.dataReceived(b"6\r\nxxxxxx\r\n%x\r\n%b\r\n0\r\n\r\n" % (size - 6, b"x" * (size - 6)))
+            self.assertEqual(line.value().split()[1], status)
+
+    def test_a_chunk_that_promises_more_than_the_limit_waits_no_longer_than_the_deadline(self) -> None:
+        door = Door()
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", {b"Transfer-Encoding": b"chunked"}) + b"f" * 17 + b"\r\nxx")
+        door.clock.advance(10)
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 408 "))
+
+    def test_tiny_chunks_are_refused(self) -> None:
+        """T03: an hour of them fits under any limit of bytes."""
+        door = Door()
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", {b"Transfer-Encoding": b"chunked"}) + b"1\r\nx\r\n" * 2000)
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 400 "))
+
+    def test_small_chunks_are_taken_in(self) -> None:
+        door = Door()
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", {b"Transfer-Encoding": b"chunked"}))
+        line.protocol.dataReceived((b"80\r\n" + b"x" * 128 + b"\r\n") * 2000 + b"0\r\n\r\n")
+        self.assertTrue(line.value().endswith(b"256000"))
+
+    def test_all_bodies_together_have_a_limit(self) -> None:
+        door = Door(in_flight=100, small_body=10)
+        one, two = door.connect(), door.connect()
+        one.protocol.dataReceived(head("POST /", length=200) + b"x" * 90)
+        two.protocol.dataReceived(head("POST /", length=200) + b"x" * 30)
+        self.assertEqual(door.site.in_flight, 100)
+        two.protocol.dataReceived(b"x")
+        self.assertTrue(two.value().startswith(b"HTTP/1.1 503 "))
+        self.assertIn(b"\r\nRetry-After: ", two.value())
+        self.assertEqual(door.site.in_flight, 80)
+
+    def test_large_bodies_do_not_shut_out_a_small_one(self) -> None:
+        door = Door(in_flight=100, small_body=10)
+        door.connect().protocol.dataReceived(head("POST /", length=200) + b"x" * 110)
+        small = door.connect()
+        small.protocol.dataReceived(head("POST /", length=10) + b"x" * 10)
+        self.assertTrue(small.value().startswith(b"HTTP/1.1 200 "))
+
+    def test_what_a_body_held_is_given_back(self) -> None:
+        """Whether the request was answered, refused, given up by its sender, or late."""
+        pending = Pending()
+        door = Door(pending, small_body=0, max_body=100)
+        answered, refused, hung_up, late = (door.connect() for _ in range(4))
+        answered.protocol.dataReceived(head("POST /", length=50) + b"x" * 50)
+        refused.protocol.dataReceived(head("POST /", {b"Transfer-Encoding": b"chunked"}) + b"32\r\n" + b"x" * 50)
+        hung_up.protocol.dataReceived(head("POST /", length=50) + b"x" * 49)
+        late.protocol.dataReceived(head("POST /", length=50) + b"x" * 49)
+        self.assertEqual(door.site.in_flight, 198)
+        pending.answer()
+        refused.protocol.dataReceived(b"\r\n33\r\n" + b"x" * 51)
+        hung_up.loseConnection()
+        door.clock.advance(10)
+        self.assertEqual(door.site.in_flight, 0)
+
+    def test_what_the_body_of_a_pending_request_held_is_given_back_when_its_sender_hangs_up(self) -> None:
+        pending = Pending()
+        door = Door(pending, small_body=0)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=50) + b"x" * 50)
+        line.loseConnection()
+        self.assertEqual(door.site.in_flight, 0)
+        self.assertTrue(pending.requests[0].gone)
+
+
+class CrowdTests(SynchronousTestCase):
+    """How many connections a door bears, and of whom."""
+
+    def assert_turned_away(self, line: Line, status: int) -> None:
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 %d " % status))
+        self.assertIn(b"\r\nRetry-After: ", line.value())
+        self.assertTrue(line.half_closed)
+
+    def test_one_address_has_no_more_than_its_share(self) -> None:
+        door = Door(connections_per_peer=2)
+        here, there = (IPv4Address("TCP", host, 1) for host in ("192.0.2.1", "192.0.2.2"))
+        lines = [door.connect(here), door.connect(here)]
+        self.assert_turned_away(door.connect(here), 429)
+        self.assertEqual(door.connect(there).value(), b"")
+        lines[0].loseConnection()
+        self.assertEqual(door.connect(here).value(), b"")
+
+    def test_one_network_of_ipv6_counts_as_one_address(self) -> None:
+        door = Door(connections_per_peer=1)
+        door.connect(IPv6Address("TCP", "2001:db8::1", 1))
+        self.assert_turned_away(door.connect(IPv6Address("TCP", "2001:db8::2", 1)), 429)
+        self.assertEqual(door.connect(IPv6Address("TCP", "2001:db8:0:1::1", 1)).value(), b"")
+
+    def test_an_ipv4_address_is_the_same_when_it_comes_over_ipv6(self) -> None:
+        door = Door(connections_per_peer=1)
+        door.connect(IPv4Address("TCP", "192.0.2.1", 1))
+        self.assert_turned_away(door.connect(IPv6Address("TCP", "::ffff:192.0.2.1", 1)), 429)
+
+    def test_a_trusted_proxy_and_a_unix_socket_have_no_share(self) -> None:
+        door = Door(connections_per_peer=1, trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")))
+        for peer in (IPv4Address("TCP", "127.0.0.1", 1), IPv6Address("TCP", "::1", 1), UNIXAddress(None)):
+            self.assertEqual([door.connect(peer).value() for _ in range(3)], [b""] * 3)
+
+    def test_a_full_house_hangs_up_on_who_keeps_it_waiting_longest(self) -> None:
+        door = Door(connections=3)
+        first, second, third = (door.connect() for _ in range(3))
+        first.protocol.dataReceived(head("GET /"))  # who was served has not waited
+        fourth = door.connect()
+        self.assertEqual([line.connected for line in (first, second, third, fourth)], [True, False, True, True])
+        fourth.protocol.dataReceived(head("GET /"))
+        self.assertTrue(fourth.value().startswith(b"HTTP/1.1 200 "))
+
+    def test_a_house_full_of_work_turns_away(self) -> None:
+        door = Door(Pending(), connections=16)
+        for _ in range(16):
+            door.connect().protocol.dataReceived(head("POST /", length=0))
+        turned_away = [door.connect(), door.connect()]
+        for line in turned_away:
+            self.assert_turned_away(line, 503)
+        self.assertIsNone(door.site.buildProtocol(None))
+        door.clock.advance(1)
+        self.assertFalse(turned_away[0].connected)
+        self.assertEqual(door.site.turned_away, 0)
+
+    def test_nothing_is_kept_of_a_peer_who_left(self) -> None:
+        door = Door()
+        for n in range(5):
+            door.connect(IPv4Address("TCP", f"192.0.2.{n}", 1)).loseConnection()
+        self.assertEqual((door.site.connected, len(door.site.peers), len(door.site.waiting)), (0, 0, 0))
+
+
+class PipelineTests(SynchronousTestCase):
+    """Several requests in one write."""
+
+    def test_each_turn_of_the_reactor_serves_one_request_of_a_connection(self) -> None:
+        door = Door()
+        line = door.connect()
+        line.protocol.dataReceived(head("GET /") * 3)
+        self.assertEqual(line.value().count(b"HTTP/1.1 200 OK"), 1)
+        door.clock.advance(0)  # a Clock takes all turns at once
+        self.assertEqual(line.value().count(b"HTTP/1.1 200 OK"), 3)
+
+    def test_who_hangs_up_takes_the_rest_of_the_queue_along(self) -> None:
+        counting = Counting()
+        door = Door(counting)
+        line = door.connect()
+        line.protocol.dataReceived(head("GET /") * 3)
+        line.loseConnection()
+        door.clock.advance(0)
+        self.assertEqual(len(counting.asked), 1)
+        self.assertEqual(door.clock.getDelayedCalls(), [])
+
+    def test_who_has_said_all_is_still_answered_in_full(self) -> None:
+        """P35: a half-close."""
+        pending = Pending()
+        door = Door(pending)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=0) * 2 + b"POST / HT")
+        line.protocol.readConnectionLost()
+        pending.answer()
+        door.clock.advance(0)
+        pending.answer()
+        door.clock.advance(0)
+        self.assertEqual(line.value().count(b"done"), 2)
+        self.assertFalse(line.connected)
+
+    def test_who_hangs_up_on_a_stream_ends_it(self) -> None:
+        pending = Pending()
+        line = Door(pending).connect()
+        line.protocol.dataReceived(head("POST /", length=0))
+        [request] = pending.requests
+        request.write(b"data: 1\n\n")
+        finished = request.notifyFinish()
+        line.protocol.readConnectionLost()
+        self.failureResultOf(finished)
+        self.assertFalse(line.connected)
+
+
+class TallyTests(SynchronousTestCase):
+    """What a door says of itself."""
+
+    def said(self, events: Sequence[LogEvent]) -> list[dict[str, int]]:
+        return [event["counts"] for event in events if "counts" in event]
+
+    def test_a_flood_is_one_line_a_second(self) -> None:
+        """P36: 200 unsigned requests a second for 20 seconds are no 4000 lines."""
+        clock = Clock()
+        tally = Tally(clock)
+        tally.open()
+        with capturedLogs() as events:
+            for _ in range(4000):
+                tally.note("401 no signature")
+                clock.advance(0.005)
+            tally.close()
+        said = self.said(events)
+        self.assertLessEqual(len(said), 22)
+        self.assertEqual(sum(counts["401 no signature"] for counts in said), 4000)
+
+    def test_a_single_one_is_said_at_once(self) -> None:
+        clock = Clock()
+        tally = Tally(clock)
+        tally.open()
+        with capturedLogs() as events:
+            tally.note("401 no signature")
+        self.assertEqual(self.said(events), [{"401 no signature": 1}])
+        clock.advance(1)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_a_closed_one_leaves_nothing_unsaid_and_no_timer(self) -> None:
+        clock = Clock()
+        tally = Tally(clock)
+        tally.open()
+        with capturedLogs() as events:
+            for _ in range(3):
+                tally.note("404 no such path")
+            tally.close()
+            tally.note("404 no such path")
+        self.assertEqual(self.said(events), [{"404 no such path": n} for n in (1, 2, 1)])
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_a_line_of_a_refusal_holds_no_word_of_the_request(self) -> None:
+        door = Door()
+        with capturedLogs() as events:
+            for request in (
+                head("GET /canary", {b"can ary": b"x"}),
+                b"CANARY / canary\r\n\r\n",
+                head("GET /", {b"Host": b"canary"}),
+            ):
+                door.connect().protocol.dataReceived(request)
+        self.assertEqual(len(self.said(events)), 3)
+        self.assertNotIn("canary", repr(self.said(events)).lower())
+
+
+def test_a_bug_is_logged_and_told_as_no_more_than_that(logged_failures: list[LogEvent]) -> None:
+    door = Door(Broken())
+    line = door.connect()
+    line.protocol.dataReceived(head("GET /"))
+    assert line.value().startswith(b"HTTP/1.1 500 ")
+    assert line.value().endswith(BODIES[500])
+    [event] = logged_failures
+    assert event["log_failure"].check(RuntimeError)
+    logged_failures.clear()
+
+
+# Over real sockets.
+
+
+def door(resource: Resource, screen: Callable[[GuardedRequest], None] = anybody, **limits: Any) -> GuardedSite:
+    return GuardedSite(resource, screen=screen, reactor=reactor, limits=Limits(**limits))
+
+
+@pytest.fixture
+def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twisted may make no temporary file."""
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a temporary file")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+
+
+async def asked(port: int, *parts: bytes) -> Answer:
+    """The only answer to these bytes, after which the connection is closed."""
+    wire = await connect(port)
+    wire.send(*parts)
+    return await wire.last_answer()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_declared_length_over_the_limit_is_refused_before_the_body(no_files: None) -> None:
+    """P20."""
+    async with listening(door(Counting())) as port:
+        answer = await asked(port, head("POST /", length=26_214_401))
+        assert (answer.status, answer.headers["connection"]) == (413, "close")
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_whether_to_continue_is_not_told_to_continue(no_files: None) -> None:
+    """P21."""
+    async with listening(door(Counting())) as port:
+        answer = await asked(port, head("POST /", {b"Expect": b"100-continue"}, length=26_214_401))
+        assert answer.status == 413
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_may_continue_is_told_so() -> None:
+    async with listening(door(Counting())) as port:
+        wire = await connect(port)
+        wire.send(head("POST /", {b"Expect": b"100-continue"}, length=4))
+        assert (await wire.answer()).status == 100
+        wire.send(b"body")
+        assert (await wire.answer()).body == b"4"
+        await wire.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_chunked_body_is_counted(no_files: None) -> None:
+    """P22: no more than the limit is ever held, all of it is let go, and the sender may read the answer."""
+    site = door(Counting(), max_body=4 * MIB, small_body=0)
+    async with listening(site) as port:
+        wire = await connect(port)
+        wire.send(head("POST /", {b"Transfer-Encoding": b"chunked"}))
+        chunk = b"100000\r\n" + b"x" * MIB + b"\r\n"
+        for _ in range(6):
+            wire.send(chunk)
+        answer = await wire.last_answer()
+        assert answer.status == 413
+        assert site.in_flight == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_sends_a_large_body_reads_why_it_was_refused() -> None:
+    """The answer is read though a megabyte is still under way: a close at once would be a reset."""
+    async with listening(door(Counting(), nobody)) as port:
+        answer = await asked(port, head("POST /", length=20 * MIB), b"x" * (MIB * 3 // 4))
+        assert answer.status == 401
+
+
+FRAMINGS = {
+    "a length and chunks": b"Content-Length: 5\r\nTransfer-Encoding: chunked",
+    "two lengths that agree": b"Content-Length: 5\r\nContent-Length: 5",
+    "two lengths that differ": b"Content-Length: 5\r\nContent-Length: 6",
+    "a signed length": b"Content-Length: +5",
+    "a hexadecimal length": b"Content-Length: 0x5",
+    "a negative length": b"Content-Length: -1",
+    "a space before the colon": b"Transfer-Encoding : chunked",
+    "an absurd length": b"Content-Length: " + b"9" * 5000,
+    "two codings": b"Transfer-Encoding: gzip, chunked",
+    "an unknown coding": b"Transfer-Encoding: xchunked",
+    "a header of 17,000 bytes": b"X: " + b"y" * 17_000,
+    "501 headers": b"\r\n".join([b"X: y"] * 501),
+    "many headers of 20,000 bytes together": b"\r\n".join([b"X: " + b"y" * 97] * 200),
+    "a NUL": b"X: \0",
+}
+
+
+@pytest.mark.parametrize("framing", FRAMINGS.values(), ids=FRAMINGS)
+@pytest_twisted.ensureDeferred
+async def test_malformed_framing_is_refused_and_nothing_behind_it_is_executed(framing: bytes) -> None:
+    """P24, P25, P27."""
+    counting = Counting()
+    async with listening(door(counting)) as port:
+        answer = await asked(
+            port, b"POST / HTTP/1.1\r\nHost: a\r\n" + framing + b"\r\n\r\n0\r\n\r\n" + head("GET /second")
+        )
+        assert answer.status == 400
+        assert answer.body == BODIES[400]
+    assert counting.asked == []
+
+
+REQUEST_LINES = [
+    b"GET /",
+    b"GET / HTTP/0.9",
+    b"GET / HTTP/2.0",
+    b"\x16\x03\x01\x02",
+    b"GET  / HTTP/1.1",
+    b"G(T / HTTP/1.1",
+]
+
+
+@pytest.mark.parametrize("line", REQUEST_LINES)
+@pytest_twisted.ensureDeferred
+async def test_a_malformed_request_line_is_refused(line: bytes) -> None:
+    async with listening(door(Counting())) as port:
+        assert (await asked(port, line, b"\r\n\r\n")).status == 400
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_malformed_chunk_is_refused_and_nothing_behind_it_is_executed() -> None:
+    """P24."""
+    counting = Counting()
+    async with listening(door(counting)) as port:
+        chunked = head("POST /", {b"Transfer-Encoding": b"chunked"})
+        for chunks in (b"0x5\r\nhello\r\n", b"5\r\nhelloworld\r\n", b"-1\r\n", b"5 \r\nhello\r\n", b"5" * 2000):
+            assert (await asked(port, chunked, chunks, b"0\r\n\r\n", head("GET /second"))).status == 400
+    assert counting.asked == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_real_slow_senders_meet_real_deadlines() -> None:
+    """P23, with shorter times."""
+    async with listening(door(Counting(), request_deadline=0.2, idle=0.4)) as port:
+        silent, slow = await connect(port), await connect(port)
+        slow.send(b"GET / HT")
+        assert (await slow.last_answer()).status == 408
+        await silent.closed()
+        assert silent.received == b""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_body_that_ends_early_is_never_handed_on() -> None:
+    """P28."""
+    counting = Counting()
+    async with listening(door(counting)) as port:
+        for leave in (Wire.close, Wire.abort):
+            wire = await connect(port)
+            wire.send(head("POST /", length=500), b"x" * 100)
+            await leave(wire)
+    assert counting.asked == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_form_is_ever_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """P32, P33: 24 MiB of ``a&a&`` hold a bare Site for 12.8 seconds."""
+
+    def parse(*args: object) -> None:
+        raise AssertionError("a form was parsed")
+
+    monkeypatch.setattr(http, "parse_qs", parse)
+    monkeypatch.setattr(http, "_getMultiPartArgs", parse)
+    async with listening(door(Counting())) as port:
+        for kind in (b"application/x-www-form-urlencoded", b"multipart/form-data; boundary=x"):
+            wire = await connect(port)
+            wire.send(post("/", {b"Content-Type": kind}, b"a&" * 12 * MIB))
+            assert (await wire.answer()).body == b"%d" % (24 * MIB)
+            await wire.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_400_slow_connections_keep_nobody_else_waiting() -> None:
+    """P37."""
+    async with listening(door(Counting())) as port:
+        slow = [await connect(port) for _ in range(400)]
+        for wire in slow:
+            if wire.lost is None:
+                wire.send(head("POST /", length=1000), b"x" * 10)
+        started = reactor.seconds()
+        genuine = await connect(port, source="127.0.0.2")
+        genuine.send(post("/", NO_HEADERS, b"body"))
+        assert (await genuine.answer()).body == b"4"
+        assert reactor.seconds() - started < 0.25
+        for wire in (genuine, *slow):
+            await wire.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flood_of_pipelined_requests_leaves_turns_to_others() -> None:
+    """T03: between any two of 2,000 requests of one write everybody else gets a turn."""
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+
+    turning = LoopingCall(turn)
+    async with listening(door(Counting())) as port:
+        wire = await connect(port)
+        done = turning.start(0)
+        wire.send(head("GET /") * 2000)
+        for _ in range(2000):
+            assert (await wire.answer()).status == 200
+        turning.stop()
+        await done
+        await wire.close()
+    assert turns >= 1999
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Twisted's way to make a certificate
+@pytest_twisted.ensureDeferred
+async def test_a_door_behind_tls_serves_refuses_and_closes() -> None:
+    certificate = ssl.KeyPair.generate(size=2048).selfSignedCert(1, CN="localhost").options()
+    endpoint = SSL4ServerEndpoint(reactor, 0, certificate, interface="127.0.0.1")
+    site = door(Counting(), max_body=10, linger=0.1)
+    assert site.acceptableProtocols() == [b"http/1.1"]
+    async with listening(site, endpoint) as port:
+        wire = await connect_through(SSL4ClientEndpoint(reactor, "127.0.0.1", port, ssl.CertificateOptions()))
+        wire.send(post("/", NO_HEADERS, b"body"))
+        assert (await wire.answer()).body == b"4"
+        wire.send(head("POST /", length=11))
+        assert (await wire.last_answer()).status == 413

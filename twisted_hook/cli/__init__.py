@@ -1,0 +1,64 @@
+"""``hookdeploy``, the command: what a person types beside the server. It never imports the reactor.
+
+Each subcommand lives in a module of its own that is imported when it is asked for, so that the others cost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import click
+
+from twisted_hook import __version__
+
+GOOD, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
+"""Exit codes of every command; click itself ends with 2 where it does not understand."""
+
+COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {
+        "demo": ("twisted_hook.cli.demo:demo", "Show all of it on this machine, from a push to a new page."),
+        "init": ("twisted_hook.cli.init:init", "Write a configuration, a secret and a systemd unit."),
+        "check": ("twisted_hook.cli.check:check", "Read the configuration and name everything that is wrong with it."),
+        "send": ("twisted_hook.cli.send:send", "Send a correctly signed test delivery to a running server."),
+    }
+)
+"""Where each subcommand is, and its line in the help, in the order in which one meets them."""
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command when it is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(importlib.import_module(module), attribute)
+        return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+# The commands named here stand in for the real ones where only their names count: in "Did you mean …?".
+@click.group(
+    cls=LazyGroup,
+    commands=[click.Command(name) for name in COMMANDS],
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, prog_name="hookdeploy")
+def hookdeploy() -> None:
+    """Push-to-deploy for plain Python web applications: git push, and the site is new.
+
+    The server itself is started with: twistd -n hookdeploy --config hookdeploy.toml
+    """
+
+
+def main() -> None:
+    """The console script."""
+    hookdeploy(prog_name="hookdeploy")

@@ -1,0 +1,420 @@
+"""The configuration: text or environment variables go in, a frozen ``Config`` or every fault comes out.
+
+Pure: no file is opened, no secret is read, and no environment but the one that is handed in is looked at. What the
+configuration speaks of out there is listed as ``Mentions``, for ``configfile`` to look at.
+"""
+
+from __future__ import annotations
+
+import os.path
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, TypeVar
+
+from pydantic import SecretBytes
+
+from twisted_hook import addresses, configschema, configvalues
+from twisted_hook.configrules import broken_rules, tables
+from twisted_hook.configschema import AppTable, Fault, FileTable, HookTable, SecretTable, StepTable, key_path
+
+__all__ = [
+    "AppConfig",
+    "Config",
+    "ConfigError",
+    "Fault",
+    "HookConfig",
+    "Mention",
+    "Mentions",
+    "Reading",
+    "SecretSource",
+    "ServerConfig",
+    "StepConfig",
+    "from_environment",
+    "parse",
+    "read",
+    "read_environment",
+]
+
+_VARIABLES_NOT_AVAILABLE_YET = ("DASHBOARD_LISTEN",)
+
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used: all that is wrong with it, and what it was read from."""
+
+    def __init__(self, faults: Iterable[Fault], source: str = "") -> None:
+        self.faults = tuple(faults)
+        self.source = source
+        super().__init__(self.faults, source)
+
+    def __str__(self) -> str:
+        """One fault a line, each behind the name of the file."""
+        return "\n".join(f"{self.source}: {fault}" if self.source else str(fault) for fault in self.faults)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """The public door."""
+
+    listen: tuple[str, ...] = ("tcp:8000",)
+    """Twisted endpoint strings, their paths absolute."""
+    public_url: str | None = None
+    """Where the hooks are reached from outside, without a slash at the end."""
+    max_body: int = 26_214_400
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretSource:
+    """Where a hook's secret is to be found: exactly one of the four."""
+
+    file: Path | None = None
+    env: str | None = None
+    credential: str | None = None
+    literal: SecretBytes | None = None
+    """The secret itself, where the environment is the configuration."""
+    where: str = ""
+    """The key path at which it is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class HookConfig:
+    """One address at which a forge may deliver."""
+
+    name: str
+    path: str
+    forge: str
+    secrets: tuple[SecretSource, ...]
+    allow_sha1: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepConfig:
+    """One command of a build."""
+
+    name: str
+    argv: tuple[str, ...]
+    timeout: float | None = None
+    """Seconds; None means the app's ``step_timeout``."""
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_SETTINGS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppConfig:
+    """One app: what is deployed, and how it is built and served. Durations are seconds."""
+
+    name: str
+    hook: str
+    """The name of its ``HookConfig``."""
+    repository: str | None = None
+    """What git fetches from; in place it is the clone's own origin."""
+    names: tuple[str, ...] = ()
+    """What deliveries may call the repository; none means any name."""
+    branch: str | None = None
+    mode: Literal["release", "in-place"] = "release"
+    path: Path | None = None
+    """The clone, in place."""
+    update: Literal["rebase", "ff-only", "reset"] = "rebase"
+    build: Literal["auto"] | tuple[StepConfig, ...] = "auto"
+    wsgi: str | None = None
+    bind: str = "127.0.0.1:8080"
+    workers: int = 2
+    gunicorn: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=lambda: _NO_SETTINGS)
+    env_file: Path | None = None
+    health: str | None = None
+    health_timeout: float = 30.0
+    drain: float = 30.0
+    keep: int = 5
+    step_timeout: float = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """All that hookdeploy was told, without the secrets themselves."""
+
+    state: Path
+    server: ServerConfig
+    hooks: tuple[HookConfig, ...]
+    apps: Mapping[str, AppConfig]
+    """By name, in the order of the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mention:
+    """A path in the world, and the key that speaks of it."""
+
+    where: str
+    path: Path
+    follows_head: bool = False
+    """It is a clone whose own branch is to be deployed, since none is configured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mentions:
+    """What a configuration speaks of out there; also that of one with faults, as far as it can be told."""
+
+    state: Mention | None = None
+    secrets: tuple[SecretSource, ...] = ()
+    env_files: tuple[Mention, ...] = ()
+    clones: tuple[Mention, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What came of reading a configuration: a config, or faults."""
+
+    config: Config | None
+    faults: tuple[Fault, ...]
+    mentions: Mentions
+
+
+def parse(text: str, base: Path) -> Config:
+    """The configuration that the text of a hookdeploy.toml in the directory ``base`` means, or ``ConfigError``."""
+    return _config_of(read(text, base))
+
+
+def from_environment(environ: Mapping[str, str], base: Path = Path()) -> Config:
+    """The configuration that the environment means, or ``ConfigError``. Relative paths begin at ``base``."""
+    return _config_of(read_environment(environ, base))
+
+
+def _config_of(reading: Reading) -> Config:
+    if reading.config is None:
+        raise ConfigError(reading.faults)
+    return reading.config
+
+
+# --- hookdeploy.toml
+
+
+def read(text: str, base: Path) -> Reading:
+    """As ``parse``, but faults come as a value, with what can be told of a faulty configuration."""
+    try:
+        raw = _toml(text)
+    except ConfigError as error:
+        return Reading(None, error.faults, Mentions())
+    table = configschema.validate(raw, base)
+    misfits = table if isinstance(table, tuple) else ()
+    known = {fault.path for fault in misfits}
+    faults = (*misfits, *(fault for fault in broken_rules(raw) if fault.path not in known))
+    config = _config(table) if isinstance(table, FileTable) and not faults else None
+    return Reading(config, faults, _mentions(raw, base))
+
+
+def _toml(text: str) -> dict[str, object]:
+    try:
+        text.encode()
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([_syntax_fault(text, str(error))]) from None
+    except UnicodeEncodeError:
+        raise ConfigError([Fault("", "is not Unicode text")]) from None
+    except ValueError:
+        raise ConfigError([Fault("", "has a number of too many digits")]) from None
+    except RecursionError:
+        raise ConfigError([Fault("", "is nested too deeply")]) from None
+
+
+def _syntax_fault(text: str, said: str) -> Fault:
+    """tomllib's words, with line and column in front; they hold nothing of the text but single characters."""
+    match = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", said, re.DOTALL)
+    message = match[1] if match else said
+    if match and match[2]:
+        line, column = int(match[2]), int(match[3])
+    else:
+        lines = text.rstrip().split("\n")
+        line, column = len(lines), len(lines[-1]) + 1
+    return Fault(f"line {line}, column {column}", message[:1].lower() + message[1:])
+
+
+def _config(file: FileTable) -> Config:
+    hooks = [_hook(name, table) for name, table in file.hooks.items()]
+    hooks += [_own_hook(name, table.secret) for name, table in file.apps.items() if table.secret is not None]
+    server = ServerConfig(tuple(file.server.listen), file.server.public_url, file.server.max_body)
+    apps = {name: _app(name, table) for name, table in file.apps.items()}
+    return Config(file.state, server, tuple(hooks), MappingProxyType(apps))
+
+
+def _hook(name: str, table: HookTable) -> HookConfig:
+    sources = (
+        _source(secret, key_path(("hooks", name, "secrets", place))) for place, secret in enumerate(table.secrets)
+    )
+    return HookConfig(name, table.path or f"/hooks/{name}", table.forge, tuple(sources), table.allow_sha1)
+
+
+def _own_hook(app: str, secret: SecretTable) -> HookConfig:
+    return HookConfig(app, f"/hooks/{app}", "github", (_source(secret, key_path(("apps", app, "secret"))),))
+
+
+def _source(table: SecretTable, where: str) -> SecretSource:
+    return SecretSource(table.file, table.env, table.credential, where=where)
+
+
+def _app(name: str, table: AppTable) -> AppConfig:
+    default_names = [configvalues.name_of(table.repository)] if table.repository else []
+    return AppConfig(
+        name=name,
+        hook=table.hook or name,
+        repository=table.repository,
+        names=tuple(table.names or default_names),
+        branch=table.branch,
+        mode=table.mode,
+        path=table.path,
+        update=table.update or "rebase",
+        build="auto" if table.build is None else tuple(_step(step) for step in table.build),
+        wsgi=table.wsgi,
+        bind=table.bind,
+        workers=table.workers,
+        gunicorn=tuple(table.gunicorn),
+        env=MappingProxyType(table.env),
+        env_file=table.env_file,
+        health=table.health,
+        health_timeout=table.health_timeout,
+        drain=table.drain,
+        keep=table.keep,
+        step_timeout=table.step_timeout,
+    )
+
+
+def _step(table: StepTable) -> StepConfig:
+    argv = configvalues.argv(table.run, shell=table.shell)
+    said = table.run if isinstance(table.run, str) else configvalues.joined(argv)
+    return StepConfig(table.name or " ".join(said.split()), argv, table.timeout, MappingProxyType(table.env))
+
+
+_T = TypeVar("_T")
+
+
+def _attempt(function: Callable[..., _T], *arguments: object, **named: object) -> _T | None:
+    """What the function makes of a value, or None if it refuses."""
+    try:
+        return function(*arguments, **named)
+    except ValueError:
+        return None
+
+
+def _path(value: object, base: Path) -> Path | None:
+    return _attempt(configvalues.path, value, base) if isinstance(value, str) else None
+
+
+def _mentions(raw: Mapping[str, object], base: Path) -> Mentions:
+    state = _path(raw.get("state"), base)
+    env_files, clones = [], []
+    for app, table in tables(raw, "apps"):
+        if env_file := _path(table.get("env_file"), base):
+            env_files.append(Mention(key_path(("apps", app, "env_file")), env_file))
+        if (clone := _path(table.get("path"), base)) and table.get("mode") == "in-place":
+            clones.append(Mention(key_path(("apps", app, "path")), clone, follows_head="branch" not in table))
+    return Mentions(
+        state=Mention("state", state) if state else None,
+        secrets=tuple(_secret_mentions(raw, base)),
+        env_files=tuple(env_files),
+        clones=tuple(clones),
+    )
+
+
+def _secret_mentions(raw: Mapping[str, object], base: Path) -> Iterator[SecretSource]:
+    written: list[tuple[str, object]] = []
+    for hook, table in tables(raw, "hooks"):
+        secrets = table.get("secrets")
+        for place, secret in enumerate(secrets if isinstance(secrets, list) else ()):
+            written.append((key_path(("hooks", hook, "secrets", place)), secret))
+    written += [(key_path(("apps", app, "secret")), table.get("secret")) for app, table in tables(raw, "apps")]
+    for where, secret in written:
+        if source := _attempt(SecretTable.model_validate, secret, context=base):
+            yield _source(source, where)
+
+
+# --- the environment
+
+
+class _Variables:
+    """Environment variables as they are asked for; what is wrong with them is collected."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.faults: list[Fault] = []
+
+    def optional(self, name: str, check: Callable[[str], _T]) -> _T | None:
+        """The checked value; None if it is unset, empty or wrong."""
+        value = self._environ.get(name)
+        try:
+            return check(value) if value else None
+        except ValueError as error:
+            self.faults.append(Fault(name, str(error)))
+            return None
+
+    def required(self, name: str, check: Callable[[str], _T], *, meaning: str) -> _T | None:
+        """As ``optional``, but it must be there."""
+        if not self._environ.get(name):
+            self.faults.append(Fault(name, f"is {'empty' if name in self._environ else 'not set'}: {meaning}"))
+        return self.optional(name, check)
+
+
+def _zero_or_one(value: str) -> bool:
+    if value not in {"0", "1"}:
+        raise ValueError(f"must be 0 or 1, not {configvalues.shown(value)}")
+    return value == "1"
+
+
+def _not_yet(_value: str) -> None:
+    raise ValueError("is not available yet")
+
+
+def app_name(directory: str) -> str:
+    """The name of an app that is to be called as a directory or a repository is."""
+    return re.sub(r"[^a-z0-9_-]+", "-", directory.lower()).strip("-_")[:64] or "app"
+
+
+def read_environment(environ: Mapping[str, str], base: Path = Path()) -> Reading:
+    """As ``from_environment``, but faults come as a value."""
+    variables = _Variables(environ)
+    hook = _only_hook(variables)
+    app = _only_app(variables, hook.name, base)
+    state = variables.optional("HOOKDEPLOY_STATE", lambda value: configvalues.path(value, base))
+    if state is None and app.path is not None:
+        state = app.path.parent / f".hookdeploy-{app.name}"
+    listen = variables.optional("HOOK_LISTEN", lambda value: addresses.endpoint(value, base)) or "tcp:8000"
+    for later in _VARIABLES_NOT_AVAILABLE_YET:
+        variables.optional(later, _not_yet)
+    mentions = Mentions(
+        state=Mention("HOOKDEPLOY_STATE", state) if state else None,
+        secrets=hook.secrets if environ.get("GITHUB_SECRET") else (),
+        clones=(Mention("REPO_PATH", app.path, follows_head=True),) if app.path else (),
+    )
+    if state is None or variables.faults:
+        return Reading(None, tuple(variables.faults), mentions)
+    config = Config(state, ServerConfig((listen,)), (hook,), MappingProxyType({app.name: app}))
+    return Reading(config, (), mentions)
+
+
+def _only_hook(variables: _Variables) -> HookConfig:
+    secret = variables.required(
+        "GITHUB_SECRET", lambda value: value.encode("utf-8", "surrogateescape"), meaning="the webhook's secret"
+    )
+    allow_sha1 = variables.optional("GITHUB_ALLOW_SHA1", _zero_or_one)
+    source = SecretSource(literal=SecretBytes(secret or b""), where="GITHUB_SECRET")
+    return HookConfig("github", "/github", "github", (source,), bool(allow_sha1))
+
+
+def _only_app(variables: _Variables, hook: str, base: Path) -> AppConfig:
+    clone = variables.required(
+        "REPO_PATH",
+        lambda value: Path(os.path.normpath(configvalues.path(value, base))),
+        meaning="the existing clone that is to be kept up to date",
+    )
+    return AppConfig(
+        name=app_name(clone.name if clone else ""),
+        hook=hook,
+        mode="in-place",
+        path=clone,
+        build=(),
+        wsgi=variables.optional("APP_MODULE", configvalues.wsgi),
+        bind=variables.optional("APP_BIND", lambda value: addresses.bind(value, base)) or "127.0.0.1:8080",
+    )

@@ -1,0 +1,176 @@
+"""The configuration as it stands on this machine: the file or the environment, the secrets, and what both speak of.
+
+Reads the disk and asks git, once, before anything listens. Of a faulty configuration it looks at all that can be told,
+so that every fault is reported at once. Secrets are never part of a fault or a warning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+
+from twisted_hook.config import (
+    AppConfig,
+    Config,
+    ConfigError,
+    Fault,
+    HookConfig,
+    Reading,
+    read,
+    read_environment,
+)
+from twisted_hook.configvalues import looks_like_shell, name_of
+from twisted_hook.hooks import Hook, Subscription
+from twisted_hook.localgit import LocalClone
+from twisted_hook.survey import Survey, check_state, content, read_env_file
+
+__all__ = ["DEFAULT_NAME", "Settings", "load", "prepare_state", "read_env_file"]
+
+DEFAULT_NAME = "hookdeploy.toml"
+_STATE_DIRECTORIES = ("mirrors", "apps", "logs")
+_SHORTEST_REDACTED = 8
+_TELLING_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "KEY", "CREDENTIAL")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A configuration that can be started with."""
+
+    config: Config
+    hooks: tuple[Hook, ...]
+    redact: tuple[str, ...] = field(repr=False)
+    """Values that no sink may show."""
+    warnings: tuple[str, ...]
+    source: Path | None
+    """The file; None where the environment is the configuration."""
+
+
+def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
+    """The settings of this file, else of ./hookdeploy.toml if there is one, else of the environment.
+
+    Raises ``ConfigError`` with every fault of the text and of the world.
+    """
+    if path is None and Path(DEFAULT_NAME).exists():
+        path = Path(DEFAULT_NAME)
+    name = "environment" if path is None else str(path)
+    reading = read_environment(environ, Path.cwd()) if path is None else _read_file(path, name)
+    survey = Survey(environ)
+    survey.look(reading.mentions)
+    if reading.config is None or survey.faults:
+        raise ConfigError((*reading.faults, *survey.faults), name)
+    config = _completed(reading.config, survey.clones, without_file=path is None)
+    return Settings(
+        config=config,
+        hooks=tuple(_hooks(config, survey.secrets)),
+        redact=_to_redact(config, survey),
+        warnings=(*survey.warnings, *_warnings(config, path)),
+        source=path and path.absolute(),
+    )
+
+
+def _read_file(path: Path, name: str) -> Reading:
+    try:
+        text = content(path).decode()
+    except OSError as error:
+        raise ConfigError([Fault("", f"cannot be read: {error.strerror}")], name) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError([Fault("", f"is not UTF-8 text (byte {error.start})")], name) from None
+    except ValueError as error:
+        raise ConfigError([Fault("", str(error))], name) from None
+    return read(text.removeprefix("\ufeff"), path.absolute().parent)
+
+
+def _completed(config: Config, clones: Mapping[Path, LocalClone], *, without_file: bool) -> Config:
+    """The configuration with what only the clones can tell.
+
+    From a file, an app in place answers to its origin's name; from the environment alone, to any name.
+    """
+    apps = {
+        name: _told_by(clones[app.path], app, without_file=without_file) if app.path else app
+        for name, app in config.apps.items()
+    }
+    return replace(config, apps=MappingProxyType(apps))
+
+
+def _told_by(clone: LocalClone, app: AppConfig, *, without_file: bool) -> AppConfig:
+    wsgi, names = app.wsgi, app.names
+    if without_file and wsgi is None and (clone.top / "wsgi.py").is_file():
+        wsgi = "wsgi:application"
+    if not without_file and not names:
+        names = (name_of(clone.origin or ""),)
+    return replace(app, branch=app.branch or clone.branch, wsgi=wsgi, names=names)
+
+
+def _hooks(config: Config, secrets: Mapping[str, bytes]) -> Iterator[Hook]:
+    for hook in config.hooks:
+        yield Hook(
+            name=hook.name,
+            path=hook.path,
+            forge=hook.forge,
+            secrets=tuple(secrets[source.where] for source in hook.secrets),
+            allow_sha1=hook.allow_sha1,
+            subscriptions=tuple(_subscription(app) for app in _apps_of(config, hook)),
+        )
+
+
+def _apps_of(config: Config, hook: HookConfig) -> list[AppConfig]:
+    return [app for app in config.apps.values() if app.hook == hook.name]
+
+
+def _subscription(app: AppConfig) -> Subscription:
+    return Subscription(app.name, app.names, f"refs/heads/{app.branch}" if app.branch else None)
+
+
+# --- what no sink may show
+
+
+def _to_redact(config: Config, survey: Survey) -> tuple[str, ...]:
+    secrets = [secret.decode("utf-8", "replace") for secret in survey.secrets.values()]
+    passwords = [clone.password for clone in survey.clones.values() if clone.password]
+    values = [*survey.env_values, *_telling_values(config), *passwords]
+    return tuple(dict.fromkeys((*secrets, *(value for value in values if len(value) >= _SHORTEST_REDACTED))))
+
+
+def _telling_values(config: Config) -> Iterator[str]:
+    """Values from the configuration itself whose names say that they are secret."""
+    for app in config.apps.values():
+        steps = () if app.build == "auto" else app.build
+        for env in (app.env, *(step.env for step in steps)):
+            yield from (value for name, value in env.items() if any(word in name.upper() for word in _TELLING_WORDS))
+
+
+# --- what a person should know
+
+
+def _warnings(config: Config, path: Path | None) -> Iterator[str]:
+    for hook in config.hooks:
+        if not _apps_of(config, hook):
+            yield f"hooks.{hook.name}: no app uses it"
+    for app in config.apps.values():
+        for place, step in enumerate(() if app.build == "auto" else app.build):
+            if word := looks_like_shell(step.argv):
+                yield (
+                    f'apps.{app.name}.build[{place}]: "{word}" means nothing here, as steps run without a shell; '
+                    "make it two steps, or a table with shell = true"
+                )
+    if path is not None and any(_telling_values(config)) and path.stat().st_mode & 0o044:
+        yield f"{path} holds secrets (env) and can be read by others: chmod 600 {path}"
+
+
+# --- the state directory
+
+
+def prepare_state(path: Path) -> None:
+    """Make the state directory and those in it, for nobody but us. Raises ``ConfigError``."""
+    try:
+        check_state(path)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.chmod(0o700)
+        for name in _STATE_DIRECTORIES:
+            (path / name).mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigError([Fault("state", f"{path} cannot be made: {error.strerror}")]) from error
+    except ValueError as error:
+        raise ConfigError([Fault("state", str(error))]) from error

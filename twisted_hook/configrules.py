@@ -1,0 +1,135 @@
+"""What hookdeploy.toml must be beyond its shape: rules about two keys at once, and what is not served yet.
+
+Pure. Rules look at the file as it is written, and not at the models: so they speak also when something else is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+
+from twisted_hook import addresses, configvalues
+from twisted_hook.configschema import Fault, key_path
+
+NEVER = ("0", "0ms", "0s", "0m", "0h")
+
+# Keys that the interface promises and this version does not serve yet: where, and which values ask for nothing.
+# A capability that arrives deletes its line.
+NOT_AVAILABLE_YET: Mapping[tuple[str, ...], tuple[object, ...]] = MappingProxyType(
+    {
+        ("server", "trusted_proxies"): ([],),
+        ("dashboard", "listen"): ([],),
+        ("hooks", "*", "forge"): ("github",),
+        ("apps", "*", "tag"): (),
+        ("apps", "*", "paths"): ([],),
+        ("apps", "*", "poll"): NEVER,
+        ("apps", "*", "migrate"): ([],),
+        ("apps", "*", "probation"): NEVER,
+        ("apps", "*", "shared"): ([],),
+        ("apps", "*", "user"): (),
+        ("apps", "*", "command"): (),
+    }
+)
+
+
+def table_in(raw: object, key: str) -> Mapping[str, object]:
+    """A table inside a table; empty where there is none or something else."""
+    found = raw.get(key) if isinstance(raw, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def tables(raw: object, key: str) -> Iterator[tuple[str, Mapping[str, object]]]:
+    return ((name, table) for name, table in table_in(raw, key).items() if isinstance(table, dict))
+
+
+def broken_rules(raw: Mapping[str, object]) -> Iterator[Fault]:
+    """Every breach of a rule in the file as it is written."""
+    return (fault for rule in _RULES for fault in rule(raw))
+
+
+def _hook_paths_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
+    hooks = dict(tables(raw, "hooks"))
+    paths = [(key_path(("hooks", name)), table.get("path", f"/hooks/{name}")) for name, table in hooks.items()]
+    for app, table in tables(raw, "apps"):
+        if "secret" in table and app in hooks:
+            yield Fault(
+                key_path(("apps", app, "secret")),
+                f"would make a hook named {app}, and there is [{key_path(('hooks', app))}] already: rename one",
+            )
+        elif "secret" in table:
+            paths.append((key_path(("apps", app, "secret")), f"/hooks/{app}"))
+    first: dict[object, str] = {}
+    for where, path in paths:
+        if isinstance(path, str) and first.setdefault(path, where) != where:
+            key = where if where.startswith("apps.") else f"{where}.path"
+            yield Fault(key, f"{configvalues.shown(path)} is the path of {first[path]} already")
+
+
+def _apps_are_reached(raw: Mapping[str, object]) -> Iterator[Fault]:
+    hooks = table_in(raw, "hooks")
+    for app, table in tables(raw, "apps"):
+        hook = table.get("hook")
+        if "hook" in table and "secret" in table:
+            yield Fault(key_path(("apps", app, "secret")), "an app has a hook or a secret of its own: remove one")
+        elif "hook" not in table and "secret" not in table:
+            yield Fault(
+                key_path(("apps", app)),
+                'has neither hook nor secret, so no push could reach it: add hook = "…" or secret = { file = "…" }',
+            )
+        if isinstance(hook, str) and hook not in hooks:
+            near = difflib.get_close_matches(hook, hooks, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            yield Fault(key_path(("apps", app, "hook")), f"there is no [{key_path(('hooks', hook))}]{hint}")
+
+
+def _modes_have_what_they_need(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for app, table in tables(raw, "apps"):
+        mode = table.get("mode", "release")
+        if mode == "in-place" and "path" not in table:
+            yield Fault(key_path(("apps", app, "path")), 'is missing: with mode = "in-place" it names the clone')
+        if mode == "release" and "repository" not in table:
+            yield Fault(
+                key_path(("apps", app, "repository")),
+                'is missing: what to fetch from, e.g. repository = "https://github.com/acme/blog.git"',
+            )
+        for key in ("path", "update"):
+            if mode == "release" and key in table:
+                yield Fault(key_path(("apps", app, key)), 'is for mode = "in-place" only')
+
+
+def _sockets_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
+    taken: list[tuple[str, object, addresses.Address | None]] = []
+    listen = table_in(raw, "server").get("listen", ["tcp:8000"])
+    for place, endpoint in enumerate(listen if isinstance(listen, list) else ()):
+        if isinstance(endpoint, str):
+            address = addresses.endpoint_address(endpoint)
+            taken.append((key_path(("server", "listen", place)), endpoint, address))
+    for app, table in tables(raw, "apps"):
+        bind = table.get("bind", "127.0.0.1:8080")
+        if "wsgi" not in table or not isinstance(bind, str):
+            continue
+        where, address = key_path(("apps", app, "bind")), addresses.bound_address(bind)
+        for other, text, other_address in taken:
+            collide = address and other_address and addresses.collide(address, other_address)
+            if collide or (address is None and text == bind):
+                yield Fault(where, f"{configvalues.shown(bind)} is taken by {other} already")
+        taken.append((where, bind, address))
+
+
+def _not_available_yet(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for (section, *keys), harmless in NOT_AVAILABLE_YET.items():
+        named = tables(raw, section) if keys[0] == "*" else [("", table_in(raw, section))]
+        for name, table in named:
+            if keys[-1] in table and table[keys[-1]] not in harmless:
+                where = (section, name, keys[-1]) if name else (section, keys[-1])
+                yield Fault(key_path(where), "is not available yet")
+
+
+_RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
+    _hook_paths_differ,
+    _apps_are_reached,
+    _modes_have_what_they_need,
+    _sockets_differ,
+    _not_available_yet,
+)

@@ -1,0 +1,31 @@
+"""The forges: one module each, which knows how that forge signs a message and what it says.
+
+A forge is pure and total: whatever the bytes, it gives a ``Message`` or raises ``Refused``. It never compares against
+an empty key. A refusal's reason is for the log; it holds no word of the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from twisted_hook.forges import github
+from twisted_hook.hooks import Headers
+from twisted_hook.model import Message
+
+
+class Forge(Protocol):
+    """What a door needs of a forge, in the order in which it asks."""
+
+    def screen(self, headers: Headers, *, allow_sha1: bool) -> None:
+        """Refuse, with 401, a message whose headers carry no well-formed signature; no byte of its body is read yet."""
+
+    def verify(self, headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool) -> None:
+        """Refuse, with 401, a body that none of the secrets has signed."""
+
+    def read(self, headers: Headers, body: bytes) -> Message:
+        """What a verified message says. Refuses, with 400, what is not a message of this forge."""
+
+
+FORGES: Mapping[str, Forge] = {"github": github}
+"""The forges by the names that the configuration gives them."""
