@@ -1,0 +1,112 @@
+"""A real origin, and a work tree from which to push to it: everything under one directory, with git's own commands.
+
+And how to kill a hookdeploy together with the git that it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from twisted_hook.commands import Ambient
+
+
+def ambient(home: Path) -> Ambient:
+    """What hookdeploy would take from its own environment, with a home of the test's own."""
+    return Ambient(path=os.environ["PATH"], home=str(home), lang="C.UTF-8", ssh_auth_sock=None, proxies={})
+
+
+@dataclass(frozen=True)
+class Origin:
+    """``<directory>/origin.git``, and the pusher's ``<directory>/work``."""
+
+    directory: Path
+
+    @classmethod
+    def create(cls, directory: Path, files: Mapping[str, str] | None = None, *, branch: str = "main") -> Origin:
+        """An origin with one commit."""
+        directory.mkdir(parents=True, exist_ok=True)
+        origin = cls(directory)
+        origin.git("init", "--quiet", "--bare", f"--initial-branch={branch}", str(origin.bare), at=directory)
+        origin.git("init", "--quiet", f"--initial-branch={branch}", str(origin.work), at=directory)
+        origin.git("remote", "add", "origin", str(origin.bare))
+        origin.push({"README": "first\n"} if files is None else files, "first")
+        return origin
+
+    @property
+    def bare(self) -> Path:
+        return self.directory / "origin.git"
+
+    @property
+    def work(self) -> Path:
+        return self.directory / "work"
+
+    @property
+    def url(self) -> str:
+        return str(self.bare)
+
+    def git(self, *arguments: str, at: Path | None = None) -> str:
+        """What git prints; run in the work tree, or elsewhere. Raises if it fails."""
+        done = subprocess.run(
+            ["git", "-C", str(at or self.work), *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        who = {f"GIT_{role}_{what}": said for role in ("AUTHOR", "COMMITTER") for what, said in _PUSHER.items()}
+        nothing_else = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_EDITOR": "true"}
+        return {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LC_ALL": "C", **who, **nothing_else}
+
+    def commit(self, files: Mapping[str, str | None], message: str = "change", *, at: Path | None = None) -> str:
+        """Commit these files, None for one that is deleted, and give the revision."""
+        tree = at or self.work
+        for name, content in files.items():
+            if content is None:
+                (tree / name).unlink()
+            else:
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
+                (tree / name).write_text(content)
+        self.git("add", "--all", "--force", "--", *files, at=tree)
+        self.git("commit", "--quiet", "--allow-empty", "--message", message, at=tree)
+        return self.git("rev-parse", "HEAD", at=tree)
+
+    def push(self, files: Mapping[str, str | None], message: str = "change", *, branch: str = "HEAD") -> str:
+        """Commit these files and push them, be it by force, and give the revision."""
+        revision = self.commit(files, message)
+        self.git("push", "--quiet", "--force", "origin", branch)
+        return revision
+
+    def clone(self, name: str = "clone") -> Path:
+        """A clone as a user would make it."""
+        self.git("clone", "--quiet", self.url, str(self.directory / name), at=self.directory)
+        return self.directory / name
+
+
+def kill_when(process: subprocess.Popen[bytes], started: Path) -> None:
+    """Kill it as soon as ``started`` holds the id of a process, and the session of that one: a git at work."""
+    deadline = time.monotonic() + 20
+    while not (started.exists() and started.read_text()):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    session = int(Path(f"/proc/{int(started.read_text())}/stat").read_text().rpartition(")")[2].split()[3])
+    os.killpg(session, signal.SIGKILL)
+    while Path(f"/proc/{session}").exists() and "Z" not in Path(f"/proc/{session}/stat").read_text().split():
+        time.sleep(0.01)
+
+
+_PUSHER = {"NAME": "Ada Pusher", "EMAIL": "ada@example.com"}

@@ -1,0 +1,413 @@
+"""Programs run in sessions of their own, end with their whole families, and end in a result, whatever happens."""
+# pytest-twisted has no types.
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from twisted_hook import process
+from twisted_hook.deploymentlog import CAP
+from twisted_hook.model import Command, CommandResult
+from twisted_hook.process import STDOUT_CAP, TAIL_CAP, TAIL_LINES, SpawningRunner
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {"PATH": os.environ["PATH"]}
+SLEEPERS = "sleep 1000 & echo $! > first; sleep 1000 & echo $! > second; "
+"""Two children that would live on, and where to find them."""
+
+
+def shell(script: str, *, cwd: Path | None = None, timeout: float = 30.0) -> Command:
+    return Command("sh", ("sh", "-c", script), ENVIRONMENT, cwd=cwd, timeout=timeout)
+
+
+async def run(command: Command, output: Callable[[bytes], None] | None = None) -> CommandResult:
+    return await SpawningRunner(reactor).run(command, output=output)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Let the reactor turn until it holds, for ten seconds at most."""
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        await deferLater(reactor, 0.01)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; one that is dead and waits to be reaped does not."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
+
+
+def pids(directory: Path, *names: str) -> list[int]:
+    return [int((directory / name).read_text()) for name in names]
+
+
+async def all_end(directory: Path, *names: str) -> None:
+    await until(lambda: not any(alive(pid) for pid in pids(directory, *names)))
+
+
+# How a command ends.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_ends_well_is_ok() -> None:
+    result = await run(shell("echo out; echo err >&2"))
+    assert (result.ok, result.status, result.signal, result.verdict) == (True, 0, None, "ok")
+    assert result.stdout == b"out\n"
+    assert sorted(result.tail.splitlines()) == ["err", "out"]
+    assert 0 < result.seconds < 10
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_fails_tells_its_exit_status() -> None:
+    """P76: a step exits 1."""
+    result = await run(shell("echo the reason; exit 3"))
+    assert (result.ok, result.status, result.verdict, result.tail) == (False, 3, "exit 3", "the reason")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_a_signal_ends_tells_the_signal() -> None:
+    """P76: a step is killed by a signal."""
+    result = await run(shell("kill -9 $$"))
+    assert (result.ok, result.status, result.signal, result.verdict) == (False, None, 9, "signal 9")
+
+
+@pytest.mark.parametrize(
+    ("argv", "why"),
+    [
+        (("no-such-program",), "no such program: no-such-program"),
+        (("/no/such/program",), "no such program: /no/such/program"),
+        (("./no-such-step",), "no such program: ./no-such-step"),
+        (("",), "no such program: "),
+        (("/etc/passwd",), "no such program: /etc/passwd"),  # not executable
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_a_missing_program_is_a_result(argv: tuple[str, ...], why: str) -> None:
+    """P76: a step's program is missing."""
+    result = await run(Command("step", argv, ENVIRONMENT))
+    assert not result.ok
+    assert result.verdict == f"could not start: {why}"
+
+
+@pytest.mark.parametrize("somewhere", [True, False])
+@pytest.mark.parametrize("argument", ["a\0b", "a\ud800b"])
+@pytest_twisted.ensureDeferred
+async def test_an_argument_that_no_program_can_get_is_a_result(argument: str, somewhere: bool, tmp_path: Path) -> None:
+    """P76: NUL in an argument; with a directory Twisted forks, without one it spawns."""
+    result = await run(Command("echo", ("echo", argument), ENVIRONMENT, cwd=tmp_path if somewhere else None))
+    assert not result.ok
+    assert result.could_not_start
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_variable_that_no_program_can_get_is_a_result() -> None:
+    for name, value in (("NAME", "a\0b"), ("NA\0ME", "value")):
+        result = await run(Command("env", ("env",), {**ENVIRONMENT, name: value}))
+        assert result.verdict == "could not start: an argument or a variable contains a NUL byte"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_is_too_long_is_a_result(tmp_path: Path) -> None:
+    for cwd in (None, tmp_path):
+        result = await run(Command("echo", ("echo", "x" * 3_000_000), ENVIRONMENT, cwd=cwd))
+        assert not result.ok
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_argument_that_is_no_utf_8_arrives_as_it_is(tmp_path: Path) -> None:
+    """A file name from git, as Python keeps it."""
+    result = await run(Command("printf", ("printf", "%s", "caf\udce9"), ENVIRONMENT))
+    assert result.stdout == b"caf\xe9"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_directory_is_a_result(tmp_path: Path) -> None:
+    """P76: the directory of a step is missing."""
+    (tmp_path / "file").touch()
+    for name in ("missing", "file", "nul\0"):
+        result = await run(shell("true", cwd=tmp_path / name))
+        assert result.verdict == f"could not start: no such directory: {tmp_path / name}"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_script_of_the_tree_is_found_there(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "step").write_text("#!/bin/sh\npwd\n")
+    (tmp_path / "bin" / "step").chmod(0o755)
+    result = await run(Command("step", ("bin/step",), ENVIRONMENT, cwd=tmp_path))
+    assert result.stdout.decode() == f"{tmp_path}\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_script_whose_interpreter_is_missing_fails_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "step").write_text("#!/no/such/interpreter\n")
+    (tmp_path / "step").chmod(0o755)
+    result = await run(Command("step", ("./step",), ENVIRONMENT, cwd=tmp_path))
+    assert not result.ok
+    assert "No such file or directory" in result.tail
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_failed_start_leaks_no_descriptor(tmp_path: Path) -> None:
+    async def start_in_vain() -> None:
+        await run(Command("echo", ("echo", "a\0b"), ENVIRONMENT))
+        await run(Command("none", ("no-such-program",), ENVIRONMENT))
+        await run(shell("true", cwd=tmp_path / "missing"))
+
+    await start_in_vain()
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    await start_in_vain()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+# What a command gets.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_sees_only_its_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """P80: no webhook secret, no token, no undeclared variable."""
+    monkeypatch.setenv("GITHUB_SECRET", "hunter2")
+    for cwd in (None, tmp_path):
+        declared = {**ENVIRONMENT, "DECLARED": "value", "EMPTY": ""}
+        result = await run(Command("env", ("env",), declared, cwd=cwd))
+        assert dict(line.split("=", 1) for line in result.stdout.decode().splitlines()) == declared
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_inherits_no_descriptor_and_reads_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "secret").open("w") as secret:
+        os.set_inheritable(secret.fileno(), True)
+        for cwd in (None, tmp_path):
+            result = await run(shell("cat; ls /proc/$$/fd | sort -n | tr '\\n' ' '", cwd=cwd))
+            assert result.stdout.split()[:3] == [b"0", b"1", b"2"]
+            assert str(secret.fileno()).encode() not in result.stdout.split()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_leads_a_session_of_its_own() -> None:
+    result = await run(shell("echo $$; cut -d ' ' -f 5,6 /proc/$$/stat"))
+    pid, group, session = result.stdout.split()
+    assert pid == group == session
+
+
+# How a family ends.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_whose_time_is_up_ends_with_its_whole_family(tmp_path: Path) -> None:
+    """P77."""
+    started = time.monotonic()
+    result = await run(shell(SLEEPERS + "echo begun; wait", cwd=tmp_path, timeout=2))
+    assert time.monotonic() - started < 8
+    assert (result.ok, result.timed_out, result.verdict) == (False, True, "timeout after 2 s")
+    assert result.tail == "begun"
+    await all_end(tmp_path, "first", "second")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_ignores_the_end_of_its_time_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P77: neither the command nor its children care for SIGTERM."""
+    monkeypatch.setattr(process, "TERM_GRACE", 1.0)
+    started = time.monotonic()
+    result = await run(shell("trap '' TERM; " + SLEEPERS + "while :; do sleep 1000; done", cwd=tmp_path, timeout=0.5))
+    assert 1.5 <= time.monotonic() - started < 4
+    assert (result.signal, result.timed_out) == (signal.SIGKILL, True)
+    await all_end(tmp_path, "first", "second")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_ends_well_after_its_time_was_up_has_failed() -> None:
+    result = await run(shell("trap 'exit 0' TERM; while :; do sleep 0.05; done", timeout=0.2))
+    assert (result.ok, result.status, result.verdict) == (False, 0, "timeout after 0.2 s")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_that_keeps_the_output_open_does_not_keep_the_command(tmp_path: Path) -> None:
+    """P78."""
+    started = time.monotonic()
+    result = await run(shell(SLEEPERS + "echo ok", cwd=tmp_path))
+    assert time.monotonic() - started < 5
+    assert (result.ok, result.stdout) == (True, b"ok\n")
+    await all_end(tmp_path, "first", "second")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_that_has_left_the_session_does_not_keep_the_command_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P78: out of reach of any signal to the group, but not able to hold anybody up."""
+    monkeypatch.setattr(process, "LINGER", 0.5)
+    started = time.monotonic()
+    result = await run(shell("setsid sh -c 'echo $$ > daemon; exec sleep 1000' & sleep 0.2; echo ok", cwd=tmp_path))
+    assert time.monotonic() - started < 5
+    assert (result.ok, result.stdout) == (True, b"ok\n")
+    os.kill(pids(tmp_path, "daemon")[0], signal.SIGKILL)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_silent_daemon_is_ended_with_its_command(tmp_path: Path) -> None:
+    result = await run(shell("sleep 1000 > /dev/null 2>&1 & echo $! > daemon", cwd=tmp_path))
+    assert (result.ok, result.seconds < 2) == (True, True)
+    await all_end(tmp_path, "daemon")
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_command_prints_last_is_not_lost() -> None:
+    for _ in range(20):
+        result = await run(shell("head -c 60000 /dev/zero; echo end"))
+        assert (len(result.stdout), result.stdout[-4:]) == (60004, b"end\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_cancelled_command_ends_with_its_family_before_its_caller_is_told(tmp_path: Path) -> None:
+    running = Deferred.fromCoroutine(run(shell(SLEEPERS + "echo $$ > leader; wait", cwd=tmp_path)))
+    await until((tmp_path / "leader").exists)
+    running.cancel()
+    with pytest.raises(CancelledError):
+        await running
+    assert not alive(pids(tmp_path, "leader")[0])
+    await all_end(tmp_path, "leader", "first", "second")
+
+
+@pytest_twisted.ensureDeferred
+async def test_cancelling_again_and_again_neither_ends_the_wait_nor_puts_off_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command that ignores SIGTERM, and a caller in a hurry."""
+    monkeypatch.setattr(process, "TERM_GRACE", 0.5)
+    script = "trap '' TERM; echo $$ > leader; while :; do sleep 1000; done"
+    running = Deferred.fromCoroutine(run(shell(script, cwd=tmp_path)))
+    await until((tmp_path / "leader").exists)
+    started, (leader,) = time.monotonic(), pids(tmp_path, "leader")
+    told: list[object] = []
+    running.addBoth(told.append)
+    while not told:
+        running.cancel()
+        await deferLater(reactor, 0.2)
+        assert bool(told) is not alive(leader)
+        assert time.monotonic() - started < 3
+    assert isinstance(told[0], Failure)
+    assert told[0].check(CancelledError)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_is_cancelled_at_once_is_gone_soon(tmp_path: Path) -> None:
+    """The session does not exist yet when the first signal is sent to it."""
+    for _ in range(10):
+        started = time.monotonic()
+        running = Deferred.fromCoroutine(run(shell("sleep 1000", cwd=tmp_path)))
+        running.cancel()
+        with pytest.raises(CancelledError):
+            await running
+        assert time.monotonic() - started < 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_commands_that_run_at_the_same_time_do_not_mix() -> None:
+    heard: dict[int, bytearray] = {number: bytearray() for number in range(12)}
+    commands = [shell(f"for i in 1 2 3 4 5; do echo {number}; sleep 0.02; done; exit {number}") for number in heard]
+    results = await gatherResults(
+        [Deferred.fromCoroutine(run(command, output=heard[number].extend)) for number, command in enumerate(commands)]
+    )
+    for number, result in enumerate(results):
+        assert result.stdout == bytes(heard[number]) == f"{number}\n".encode() * 5
+        assert result.status == number
+
+
+# How much of what it prints is kept.
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_the_beginning_and_the_last_lines_are_kept() -> None:
+    result = await run(shell("seq 1000000"))
+    assert len(result.stdout) == STDOUT_CAP
+    assert result.stdout.startswith(b"1\n2\n3\n")
+    assert result.tail.splitlines() == [str(number) for number in range(1000000 - TAIL_LINES + 1, 1000001)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_lines_are_not_longer_than_a_person_reads() -> None:
+    result = await run(shell("head -c 1000000 /dev/zero | tr '\\0' x"))
+    assert len(result.tail) <= TAIL_CAP
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_last_lines_can_be_displayed() -> None:
+    result = await run(shell(r"printf 'gr\303\274n \033[31mred\033[0m \377\000 a\rb\n'"))
+    assert result.tail == "grün red \N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER} a\nb"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("yes 'a line that is of no use to anybody at all' | head -c 300000000", id="300-MB"),
+        pytest.param("seq 1000000", id="a-million-lines"),
+        pytest.param("head -c 50000000 /dev/zero | tr '\\0' x", id="a-line-of-50-MB"),
+        pytest.param("head -c 20000000 /dev/urandom", id="invalid-UTF-8"),
+        pytest.param(
+            r"""yes "$(printf '\033[31mred\033[0m\033]0;title\007')" | head -c 40000000""", id="escape-sequences"
+        ),
+    ],
+)
+def test_a_flood_of_output_takes_little_memory_and_leaves_a_readable_log(script: str, tmp_path: Path) -> None:
+    """P79."""
+    done = subprocess.run(
+        [sys.executable, "-c", FLOOD, script, str(tmp_path / "log")], cwd=ROOT, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    grown, ok = done.stdout.split()
+    assert ok == b"True"
+    assert int(grown) < 32 * 1024  # KiB
+    log = (tmp_path / "log").read_text("utf-8")
+    assert CAP <= len(log.encode()) < CAP + 200
+    assert "\n[truncated: " in log[-100:]
+    assert set(log) & set(map(chr, range(0x20))) <= {"\t", "\n"}
+
+
+FLOOD = """
+import os, resource, sys
+from pathlib import Path
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from twisted_hook import process
+from twisted_hook.deploymentlog import FileLog
+from twisted_hook import process
+from twisted_hook.deploymentlog import CAP
+from twisted_hook.model import Command
+from twisted_hook.process import SpawningRunner
+from twisted_hook.redaction import Redactor
+
+async def main(reactor):
+    runner = SpawningRunner(reactor)
+    log = FileLog(Path(sys.argv[2]), Redactor(["hunter2", "-----BEGIN" + "k" * 3000]), reactor.seconds)
+    env = {"PATH": os.environ["PATH"]}
+    await runner.run(Command("warm up", ("echo", "x" * 100000), env), output=log.write)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = await runner.run(Command("flood", ("sh", "-c", sys.argv[1]), env), output=log.write)
+    log.heading("over")
+    log.close()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, result.ok)
+
+react(lambda reactor: Deferred.fromCoroutine(main(reactor)))
+"""

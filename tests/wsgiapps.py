@@ -1,0 +1,243 @@
+"""Small WSGI apps to serve, a server to serve them with, and clients that count what they are denied."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self, cast
+
+from twisted.internet import reactor as global_reactor
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
+
+from twisted_hook import sockets
+from twisted_hook.appserver import GunicornServer
+from twisted_hook.config import AppConfig
+from twisted_hook.model import Commit, Environment, Launch, Phase, Tree
+from twisted_hook.process import Reactor
+
+REACTOR = cast("Reactor", global_reactor)
+PATIENCE = 20.0
+"""Seconds after which a condition that does not come true fails its test."""
+PLAIN_ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/", "LANG": "C.UTF-8"}
+
+GOOD = """
+import os, time
+
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/slow":
+        open("slow-begun", "w").close()
+        until = time.monotonic() + 10
+        while not os.path.exists("slow-may-end") and time.monotonic() < until:
+            time.sleep(0.01)
+    start_response("200 OK", [("Content-Type", "text/plain")])
+    return [TEXT]
+"""
+IMPORT_ERROR = 'raise RuntimeError("no settings found")\n'
+NO_ATTRIBUTE = "app = None\n"
+SYNTAX_ERROR = "def application(:\n"
+HANGS = 'import time\nprint("waiting for the database", flush=True)\ntime.sleep(1000)\n'
+EXITS_AT_IMPORT = 'import os\nprint("giving up", flush=True)\nos._exit(7)\n'
+EXITS_WHEN_ASKED = """
+import os
+
+def application(environ, start_response):
+    print("giving up", flush=True)
+    os._exit(7)
+"""
+SICK = """
+def application(environ, start_response):
+    start_response("500 Internal Server Error", [])
+    print("no database", file=environ["wsgi.errors"], flush=True)
+    return [b""]
+"""
+RAISES = """
+def application(environ, start_response):
+    raise LookupError("no database")
+"""
+
+
+def tree(directory: Path, source: str = GOOD, *, text: str = "one", files: Mapping[str, str] | None = None) -> Tree:
+    """A checkout with ``source`` as its ``wsgi.py``, in which ``TEXT`` is the text, and with further files."""
+    directory.mkdir(parents=True)
+    for name, content in {"wsgi.py": f"TEXT = {text.encode()!r}\n{source}", **(files or {})}.items():
+        (directory / name).write_text(content)
+    return Tree(directory, Commit(f"{text.encode().hex():0<40}"[:40], text, "Ada"), directory.name)
+
+
+class Site:
+    """A real server in a directory of its own, and its address."""
+
+    def __init__(self, directory: Path, bind: str, **configured: Any) -> None:
+        self.directory = directory
+        self.log = directory / "server.log"
+        self.gates = directory / "gates"
+        self.gates.mkdir()
+        self.listener = sockets.listen(bind)
+        self.app = AppConfig(
+            name="blog", hook="blog", wsgi="wsgi:application", bind=bind, **{"workers": 1, "drain": 10.0, **configured}
+        )
+        self.phases: list[Phase] = []
+        self.server = GunicornServer(
+            REACTOR, app=self.app, listener=self.listener, gates=self.gates, log=self.log, now=time.time
+        )
+        self.releases = 0
+
+    @property
+    def address(self) -> int | str:
+        """The port, or the path of a unix socket."""
+        name = self.listener.getsockname()
+        return name if isinstance(name, str) else int(name[1])
+
+    def launch(
+        self,
+        source: str = GOOD,
+        *,
+        text: str = "one",
+        files: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        environment: Environment | None = None,
+    ) -> Launch:
+        """A new release, ready to be launched."""
+        self.releases += 1
+        at = tree(self.directory / f"release-{self.releases}", source, text=text, files=files)
+        environment = environment or Environment(Path(sys.executable))
+        return Launch(at, environment, {**PLAIN_ENVIRONMENT, **(env or {})})
+
+    async def serve(self, launch: Launch | None = None) -> Launch:
+        """Swap to this, or to a good app."""
+        launch = launch or self.launch()
+        await self.server.swap(launch, self.phases.append)
+        return launch
+
+    async def get(self, path: str = "/") -> str:
+        """What the site answers on a connection of its own."""
+        return await deferToThread(ask, self.address, path)
+
+    def processes(self) -> list[int]:
+        """Every process that was started for this site and still runs."""
+        return processes_in(self.directory)
+
+    def said(self) -> str:
+        """All that its servers have logged."""
+        return self.log.read_text()
+
+
+@asynccontextmanager
+async def site(directory: Path, bind: str = "127.0.0.1:0", **configured: Any) -> AsyncIterator[Site]:
+    """A site that is stopped in the end; nothing of it may be left."""
+    made = Site(directory, bind, **configured)
+    try:
+        yield made
+    finally:
+        await made.server.stop()
+        left = made.processes()
+        for pid in left:
+            os.kill(pid, 9)
+        assert not left, "processes are left"
+        assert not list(made.gates.iterdir()), "gates or records are left"
+
+
+def processes_in(directory: Path) -> list[int]:
+    """The servers, masters and workers, that were started for a release in this directory."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if (
+                entry.name.isdigit()
+                and b"HOOKDEPLOY_GATE=" in (entry / "environ").read_bytes()
+                and (entry / "cwd").readlink().is_relative_to(directory)
+            ):
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+async def until(condition: Callable[[], object], what: str = "") -> None:
+    """Wait for a condition of the world outside; there is nothing to subscribe to."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, f"waited in vain for {what or condition}"
+        await deferLater(global_reactor, 0.01)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=PATIENCE)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(PATIENCE)
+        self.sock.connect(self._path)
+
+
+def connection(address: int | str) -> http.client.HTTPConnection:
+    """A client's connection to a port or to the path of a unix socket."""
+    if isinstance(address, str):
+        return _UnixConnection(address)
+    return http.client.HTTPConnection("127.0.0.1", address, timeout=PATIENCE)
+
+
+def ask(address: int | str, path: str = "/", over: http.client.HTTPConnection | None = None) -> str:
+    """One request; its body. Raises unless it is answered 200. Blocks."""
+    client = over or connection(address)
+    try:
+        client.request("GET", path, headers={} if over else {"Connection": "close"})
+        answer = client.getresponse()
+        body = answer.read().decode()
+        assert answer.status == 200, f"{answer.status} {body}"
+        return body
+    finally:
+        if over is None:
+            client.close()
+
+
+class Load:
+    """Closed-loop clients: half of them keep their connection, half open one for each request. Nothing is retried."""
+
+    def __init__(self, address: int | str, clients: int = 4) -> None:
+        self._address = address
+        self._ended = threading.Event()
+        self.answers: list[str] = []
+        self.failures: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._work, args=(number % 2 == 0,), daemon=True) for number in range(clients)
+        ]
+
+    def _work(self, keep: bool) -> None:
+        kept = connection(self._address) if keep else None
+        while not self._ended.is_set():
+            try:
+                self.answers.append(ask(self._address, over=kept))
+            except Exception as error:  # noqa: BLE001 - whatever it is, a client has met it
+                self.failures.append(repr(error))
+                if kept:
+                    kept.close()
+            self._ended.wait(0.005)
+        if kept:
+            kept.close()
+
+    def _end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    async def sees(self, text: str) -> None:
+        """Wait until a client was answered with this."""
+        await until(lambda: text in self.answers[-20:], f"the answer {text!r}")
+
+    async def __aenter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await deferToThread(self._end)

@@ -1,0 +1,252 @@
+"""An existing clone, kept up to date in place.
+
+Touches that clone. It never throws away what a person has changed there: it refuses, or with ``update = "reset"`` keeps
+a copy first. A rebase that conflicts is taken back.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from twisted_hook.boundaries import Checkout, CommandRunner
+from twisted_hook.commands import Ambient, Git, protocols_of
+from twisted_hook.model import Commit, StepFailed, Tree
+from twisted_hook.process import STDOUT_CAP
+from twisted_hook.redaction import clean
+from twisted_hook.repository import Repository, failed, git_runs_in
+
+MOST_NAMES = 20
+"""How many files a refusal names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What ``git status`` says of a clone."""
+
+    branch: str | None
+    changed: tuple[str, ...]
+    """Tracked files that differ from HEAD."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clone:
+    """One app's clone; ``update`` is ``rebase``, ``ff-only`` or ``reset``."""
+
+    path: Path
+    branch: str
+    update: str
+    directory: Path
+    """``<state>/apps/<app>``, where copies of overwritten files go."""
+    ambient: Ambient
+    now: Callable[[], float]
+
+    @property
+    def repository(self) -> str:
+        return str(self.path)
+
+    def _git(self, protocols: str = "none") -> Repository:
+        return Repository(Git(self.ambient, self.path, protocols, in_place=True))
+
+    async def fetch(self, run: CommandRunner) -> Commit:
+        url = await self._git().ask(run, "remote", "get-url", "origin", failing=f"{self.path} has no remote origin")
+        git = self._git(protocols_of(url.strip()))
+        await git.ask(
+            run,
+            "fetch",
+            "--no-tags",
+            "--prune",
+            "--end-of-options",
+            "origin",
+            f"+refs/heads/{self.branch}:{self._tip}",
+            failing=f"branch {self.branch} could not be fetched",
+        )
+        return await git.commit(run, self._tip)
+
+    async def take(self, run: CommandRunner, commit: Commit) -> Tree:
+        await self._tidy_up(run)
+        status = await self._status(run)
+        if status.branch != self.branch:
+            raise StepFailed(f"{self.path} is on {status.branch or 'no branch'}, not on {self.branch}; switch it back")
+        before = await self._git().commit(run, "HEAD")
+        match self.update:
+            case "rebase":
+                _refuse_changes(self.path, status.changed)
+                await self._rebase(run, before, commit)
+            case "ff-only":
+                _refuse_changes(self.path, status.changed)
+                await self._git().ask(
+                    run, "merge", "--ff-only", commit.revision, failing=f"{self.path} could not be fast-forwarded"
+                )
+            case _:
+                await self._reset(run, before, commit, status.changed)
+        after = await self._head(run)
+        await self._forget_bytecode(run, before, after.commit)
+        return after
+
+    async def keep(self, run: CommandRunner, tree: Tree) -> None:
+        """Nothing to do: the clone is its own current tree."""
+
+    async def discard(self, run: CommandRunner, tree: Tree) -> None:
+        """Nothing to do: there is no other tree to go back to."""
+
+    async def current(self, run: CommandRunner) -> Tree | None:
+        return await self._head(run)
+
+    async def _head(self, run: CommandRunner) -> Tree:
+        commit = await self._git().commit(run, "HEAD")
+        return Tree(self.path, commit, commit.revision[:12])
+
+    async def _forget_bytecode(self, run: CommandRunner, old: Commit, new: Commit) -> None:
+        """Remove the bytecode of the modules that have changed.
+
+        Python takes a module for unchanged that has the size and, in whole seconds, the time that its bytecode names
+        (PEP 552): the second of two quick pushes would never be served.
+        """
+        for name in await self._differing(run, old, new, "--", "*.py"):
+            module = self.path / name
+            cache = module.parent / "__pycache__"
+            if not cache.is_symlink():
+                for bytecode in cache.glob(f"{glob.escape(module.stem)}.*.pyc"):
+                    bytecode.unlink(missing_ok=True)
+
+    async def _status(self, run: CommandRunner) -> Status:
+        result = await self._git().run(
+            run, "status", "--porcelain=v2", "--branch", "-z", "--untracked-files=no", "--ignore-submodules=dirty"
+        )
+        if not result.ok:
+            raise failed(f"{self.path} could not be examined", result)
+        if len(result.stdout) >= STDOUT_CAP:
+            raise StepFailed(f"{self.path} has more local changes than hookdeploy can list; see git status there")
+        return parse_status(os.fsdecode(result.stdout))
+
+    async def _rebase(self, run: CommandRunner, before: Commit, commit: Commit) -> None:
+        self._rebasing.parent.mkdir(parents=True, exist_ok=True)
+        self._rebasing.write_text(f"{before.revision} {commit.revision}\n")
+        # --fork-point: what the origin has taken back by a forced push is no local commit.
+        result = await self._git().run(run, "rebase", "--fork-point", "--onto", commit.revision, self._tip)
+        if not result.ok:
+            await self._tidy_up(run)
+            raise failed(f"{self.path} could not be rebased and is as it was", result)
+        self._rebasing.unlink()
+
+    async def _tidy_up(self, run: CommandRunner) -> None:
+        """Take back a rebase of ours that conflicts, or in which hookdeploy died; one of a person's is theirs."""
+        said = await self._git().ask(
+            run,
+            "rev-parse",
+            "--path-format=absolute",
+            *("--git-path", "rebase-merge", "--git-path", "rebase-apply", "--git-path", "index.lock"),
+            failing=f"{self.path} could not be examined",
+        )
+        *places, lock = map(Path, said.splitlines())
+        if lock.exists() and not git_runs_in(self.path):
+            lock.unlink()  # a killed git has left it, and it would be in the way for ever
+        for place in places:
+            if not place.exists():
+                continue
+            if not self._is_ours(place):
+                raise StepFailed(f"somebody's rebase is under way in {self.path}; finish it or abort it")
+            await self._git().ask(run, "rebase", "--abort", failing=f"a rebase in {self.path} could not be aborted")
+        self._rebasing.unlink(missing_ok=True)
+
+    def _is_ours(self, rebase: Path) -> bool:
+        """Whether it has begun where ours began, and leads where ours leads."""
+        noted = _text(self._rebasing).split()
+        return noted == [_text(rebase / name).strip() for name in ("orig-head", "onto")]
+
+    async def _reset(self, run: CommandRunner, before: Commit, commit: Commit, changed: Iterable[str]) -> None:
+        stamp = f"{datetime.fromtimestamp(self.now(), UTC):%Y%m%dT%H%M%S.%fZ}"
+        coming = await self._differing(run, before, commit, "--diff-filter=A")
+        try:
+            self._save({*changed, *coming}, self.directory / "saved" / stamp)
+        except OSError as error:
+            raise StepFailed(f"{self.path} is as it was: a copy of its changes could not be kept: {error}") from error
+        await self._keep_local_commits(run, commit, f"refs/hookdeploy/saved/{stamp}")
+        await self._git().ask(run, "reset", "--hard", commit.revision, failing=f"{self.path} could not be reset")
+
+    async def _differing(self, run: CommandRunner, old: Commit, new: Commit, *which: str) -> list[str]:
+        """The files that differ. By way of a file: their names may be more than a command's result holds."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        names = self.directory / "differing"
+        options = ("-r", "-z", "--name-only", "--no-renames", f"--output={names}")
+        failing = f"{self.path} could not be examined"
+        await self._git().ask(run, "diff-tree", *options, old.revision, new.revision, *which, failing=failing)
+        said = os.fsdecode(names.read_bytes())
+        names.unlink()
+        return said.split("\0")[:-1]
+
+    def _save(self, names: Iterable[str], copies: Path) -> None:
+        """Copy what stands in the place of these files, before they are written."""
+        for place in {place for name in names if (place := self._in_the_place_of(name))}:
+            copy = copies / place
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            if (self.path / place).is_dir() and not (self.path / place).is_symlink():
+                shutil.copytree(self.path / place, copy, symlinks=True)
+            else:
+                shutil.copy2(self.path / place, copy, follow_symlinks=False)
+
+    def _in_the_place_of(self, name: str) -> Path | None:
+        """The file, link or directory that has to go for a file of this name: it, or what is no directory above it."""
+        above = reversed(Path(name).parents[:-1])
+        for place in (*above, Path(name)):
+            if (self.path / place).is_symlink() or (self.path / place).is_file():
+                return place
+        return Path(name) if (self.path / name).is_dir() else None
+
+    async def _keep_local_commits(self, run: CommandRunner, commit: Commit, ref: str) -> None:
+        """Commits that only this clone has stay reachable under a ref of ours."""
+        ours = await self._git().run(run, "merge-base", "--is-ancestor", "HEAD", commit.revision)
+        if not ours.ok:
+            await self._git().ask(run, "update-ref", ref, "HEAD", failing="local commits could not be kept")
+
+    @property
+    def _tip(self) -> str:
+        return f"refs/remotes/origin/{self.branch}"
+
+    @property
+    def _rebasing(self) -> Path:
+        """While a rebase that we began is under way: from which commit, onto which."""
+        return self.directory / "rebasing"
+
+
+def parse_status(said: str) -> Status:
+    """Read ``git status --porcelain=v2 --branch -z`` (git documentation, git-status, Porcelain Format Version 2)."""
+    branch: str | None = None
+    changed: list[str] = []
+    fields = iter(said.split("\0"))
+    for field in fields:
+        match field[:1]:
+            case "#":
+                if found := re.fullmatch("# branch.head (.+)", field):
+                    branch = None if found[1] == "(detached)" else found[1]
+            case "1":
+                changed.append(field.split(" ", 8)[8])
+            case "2":
+                changed += [field.split(" ", 9)[9], next(fields)]
+            case "u":
+                changed.append(field.split(" ", 10)[10])
+    return Status(branch, tuple(changed))
+
+
+def _refuse_changes(path: Path, changed: tuple[str, ...]) -> None:
+    if not changed:
+        return
+    shown = (clean(os.fsencode(name).decode("utf-8", "replace")) for name in changed[:MOST_NAMES])
+    names = ", ".join(shown) + (" …" if len(changed) > MOST_NAMES else "")
+    raise StepFailed(
+        f'{path} has local changes: {names}. Commit them, put them away with git stash, or set update = "reset"'
+    )
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
+
+
+_: type[Checkout] = Clone

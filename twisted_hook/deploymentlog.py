@@ -1,0 +1,88 @@
+"""The log file of one deployment: what its commands printed, capped, with secrets masked and control bytes harmless.
+
+Touches that file only. It never fails a deployment: a log that cannot be written is given up, and says so once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from twisted.logger import Logger
+
+from twisted_hook.boundaries import DeploymentLog
+from twisted_hook.redaction import CleaningStream, Redactor
+
+CAP = 4 * 1024 * 1024
+"""Bytes that the log of one deployment may have before its output is cut; after that only the headings are kept."""
+
+
+class FileLog:
+    """Appends to ``<state>/logs/<deployment>.log``."""
+
+    _log = Logger()
+
+    def __init__(self, path: Path, redactor: Redactor, now: Callable[[], float]) -> None:
+        self._path = path
+        self._redactor = redactor
+        self._masking = redactor.stream()
+        self._cleaning = CleaningStream()
+        self._now = now
+        self._file: BinaryIO | None = None
+        self._size = 0
+        self._lost = 0
+        self._in_line = False
+        self._broken = False
+
+    def heading(self, text: str) -> None:
+        self._end_output()
+        at = datetime.fromtimestamp(self._now(), UTC)
+        self._append(f"{at:%H:%M:%S} {self._redactor.text(text)}\n".encode())
+
+    def write(self, data: bytes) -> None:
+        if self._broken or self._lost or self._size >= CAP:
+            self._lost += len(data)
+        else:
+            self._show(self._cleaning.feed(self._masking.feed(data)))
+
+    def close(self) -> None:
+        self._end_output()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _end_output(self) -> None:
+        """Show what is held back of a command's output, and begin a new line."""
+        self._show(self._cleaning.feed(self._masking.flush()) + self._cleaning.flush())
+        if self._in_line:
+            self._append(b"\n")
+        if self._lost:
+            self._append(f"[truncated: {self._lost} bytes more]\n".encode())
+            self._lost = 0
+
+    def _show(self, text: str) -> None:
+        """Append output as far as there is room for it, and never half a character."""
+        data = text.encode()
+        shown = data[: max(0, CAP - self._size)].decode("utf-8", "ignore").encode()
+        self._lost += len(data) - len(shown)
+        self._append(shown)
+
+    def _append(self, data: bytes) -> None:
+        if self._broken or not data:
+            return
+        try:
+            if self._file is None:
+                self._file = self._path.open("ab", buffering=0)
+                self._path.chmod(0o600)
+                self._size = self._file.tell()  # an earlier attempt may have written to it
+            self._file.write(data)
+            self._size += len(data)
+            self._in_line = not data.endswith(b"\n")
+        except OSError as error:
+            self._broken = True
+            self._log.error("the log {path} cannot be written: {error}", path=str(self._path), error=str(error))
+
+
+_: type[DeploymentLog] = FileLog

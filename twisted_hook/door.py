@@ -1,0 +1,77 @@
+"""The listeners of the public door: taken early, so that a port in use is found at once, and opened last.
+
+Until it is opened, deliveries wait in the backlog.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import serverFromString
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.tcp import Port
+from twisted.python.failure import Failure
+from twisted.web.resource import IResource, Resource
+
+from twisted_hook.process import Reactor
+from twisted_hook.site import GuardedSite, Limits, Screen
+from twisted_hook.sockets import CannotListen
+
+
+class Door:
+    """One guarded site on any number of Twisted endpoints."""
+
+    def __init__(self, reactor: Reactor, *, screen: Screen, limits: Limits) -> None:
+        self._reactor = reactor
+        self._ports: dict[str, IListeningPort] = {}
+        self._open = False
+        self.site = GuardedSite(Resource(), screen=screen, reactor=reactor, limits=limits)
+
+    def take(self, descriptions: Iterable[str]) -> None:
+        """Listen on the endpoints that it does not listen on yet. Raises ``CannotListen``, and took nothing then."""
+        taken: dict[str, IListeningPort] = {}
+        for description in descriptions:
+            if description not in self._ports:
+                try:
+                    taken[description] = self._listen(description)
+                except CannotListen:
+                    for port in taken.values():
+                        port.stopListening()
+                    raise
+        self._ports.update(taken)
+
+    def open(self, resource: IResource) -> None:
+        """Answer from now on."""
+        self._open = True
+        self.site.resource = resource
+        for port in self._ports.values():
+            if isinstance(port, Port):
+                port.startReading()
+
+    async def keep_only(self, descriptions: Iterable[str]) -> None:
+        """Stop listening on every endpoint but these."""
+        for description in set(self._ports) - set(descriptions):
+            await maybeDeferred(self._ports.pop(description).stopListening)
+
+    def _listen(self, description: str) -> IListeningPort:
+        results: list[IListeningPort | Failure] = []
+        try:
+            # Every endpoint of Twisted's listens at once; each has its own ways of refusing a description.
+            serverFromString(self._reactor, description).listen(self.site).addBoth(results.append)
+        except Exception as error:
+            raise CannotListen(f"cannot listen on {description}: {error}") from error
+        [result] = results
+        if isinstance(result, Failure):
+            raise CannotListen(f"cannot listen on {description}: {_why(result)}")
+        if isinstance(result, Port) and not self._open:
+            result.stopReading()
+        return result
+
+
+def _why(failure: Failure) -> str:
+    error = failure.value
+    if isinstance(error, CannotListenError):
+        return str(getattr(error.socketError, "strerror", None) or error.socketError)
+    return failure.getErrorMessage()

@@ -1,0 +1,111 @@
+"""Makes outside text fit to be shown: secrets masked by value, control bytes made harmless.
+
+Pure. It never decides what is a secret; the configuration tells it. Streams give the same text however they are cut.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable
+
+MASK = "[secret]"
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+# ECMA-48: a control sequence, an operating system command (a title, a link), and every other sequence. Their lengths
+# are limited, so that a stream need not hold back more than that.
+_CSI = r"\[[0-?]{0,64}[ -/]{0,8}"
+_OSC = r"\][^\x07\x1b\r\n]{0,2048}"
+_OTHER = r"[ -/]{0,8}"
+_ESCAPE_SEQUENCE = re.compile(rf"\x1b(?:{_CSI}[@-~]|{_OSC}(?:\x07|\x1b\\)|{_OTHER}[0-~])")
+_UNFINISHED = re.compile(rf"\r\Z|\x1b(?:{_CSI}|{_OSC}\x1b?|{_OTHER})\Z")
+
+
+def clean(text: str) -> str:
+    """The text without escape sequences, control characters and direction overrides; tabs and newlines stay."""
+    text = _ESCAPE_SEQUENCE.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class CleaningStream:
+    """Decodes and cleans a stream, also the characters and escape sequences that are split across chunks."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._rest = ""
+
+    def feed(self, data: bytes) -> str:
+        """What may be shown of all that came so far and was not shown yet."""
+        text = self._rest + self._decoder.decode(data)
+        unfinished = _UNFINISHED.search(text)
+        end = unfinished.start() if unfinished else len(text)
+        self._rest = text[end:]
+        return clean(text[:end])
+
+    def flush(self) -> str:
+        """What was held back, at the end of the stream."""
+        text, self._rest = self._rest + self._decoder.decode(b"", final=True), ""
+        return clean(text)
+
+
+class Redactor:
+    """Masks the given secrets wherever they stand."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        # Variables of the environment may hold any bytes: Python keeps those that are no UTF-8 as surrogates.
+        known = {secret.encode("utf-8", "surrogateescape") for secret in secrets if secret}
+        self._secrets = sorted(known, key=len, reverse=True)  # the longest first: a secret may contain another
+        self._pattern = re.compile(b"|".join(re.escape(secret) for secret in self._secrets)) if self._secrets else None
+
+    def mask(self, data: bytes) -> bytes:
+        """The data with every secret masked."""
+        return self._pattern.sub(MASK.encode(), data) if self._pattern else data
+
+    def mask_begun(self, data: bytes) -> tuple[bytes, bytes]:
+        """The data with every secret masked up to where, at its end, one may have begun; and the rest, as it came."""
+        begun = self._begun(data, 0)
+        shown, position = [], 0
+        for found in self._pattern.finditer(data) if self._pattern else ():
+            if found.start() >= begun:
+                break
+            shown += [data[position : found.start()], MASK.encode()]
+            position = found.end()
+            if position > begun:
+                begun = self._begun(data, position)
+        return b"".join((*shown, data[position:begun])), data[begun:]
+
+    def text(self, text: str) -> str:
+        """The text with every secret masked and every control character made harmless."""
+        return clean(self.mask(text.encode("utf-8", "replace")).decode("utf-8", "replace"))
+
+    def stream(self) -> RedactingStream:
+        return RedactingStream(self)
+
+    def _begun(self, data: bytes, start: int) -> int:
+        """The first position from which on all of the data is the beginning of a secret, and not the whole of it."""
+        first = len(data)
+        for secret in self._secrets:
+            at = data.find(secret[:1], max(start, len(data) - len(secret) + 1), first)
+            while at != -1 and not secret.startswith(data[at:]):
+                at = data.find(secret[:1], at + 1, first)
+            if at != -1:
+                first = at
+        return first
+
+
+class RedactingStream:
+    """Masks secrets in a stream, also those that are split across chunks."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        self._redactor = redactor
+        self._rest = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be shown of all that came so far and was not shown yet."""
+        shown, self._rest = self._redactor.mask_begun(self._rest + data)
+        return shown
+
+    def flush(self) -> bytes:
+        """What was held back, at the end of the stream: the beginning of a secret, which may contain a shorter one."""
+        rest, self._rest = self._rest, b""
+        return self._redactor.mask(rest)

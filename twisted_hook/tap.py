@@ -1,0 +1,345 @@
+"""``twistd hookdeploy``: reads what it was told, takes what it needs, and starts and stops in order.
+
+All that can be refused is refused in ``makeService``, before the process daemonises and before anything answers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Collection, Coroutine, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from twisted.application.service import Service
+from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred, DeferredLock, gatherResults, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.endpoints import UNIXServerEndpoint
+from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorFromThreads
+from twisted.logger import Logger
+from twisted.python import usage
+from twisted.python.failure import Failure
+
+from twisted_hook import __version__, configfile, leftovers, sockets
+from twisted_hook.api import Api
+from twisted_hook.apps import App, Tools, gates_of
+from twisted_hook.commands import Ambient
+from twisted_hook.config import AppConfig, ConfigError
+from twisted_hook.configfile import Settings
+from twisted_hook.door import Door
+from twisted_hook.intake import Intake
+from twisted_hook.journal import SqliteJournal
+from twisted_hook.model import Deployment, JournalUnavailable, Outcome
+from twisted_hook.process import Reactor, SpawningRunner
+from twisted_hook.redaction import Redactor
+from twisted_hook.site import GuardedRequest, GuardedSite, Limits
+from twisted_hook.sockets import CannotListen
+
+COMMANDS = "commands"
+"""The directory in the state directory in which running commands are written down."""
+STEP_LIMIT = 15.0
+"""Seconds for each step of stopping; an app has those of its drain on top."""
+
+
+class Options(usage.Options):
+    """The command line of the plugin."""
+
+    synopsis = "[--config hookdeploy.toml]"
+    longdesc = (
+        "Deploys what is pushed. Without --config it reads ./hookdeploy.toml, and where there is none, the "
+        "environment: GITHUB_SECRET, REPO_PATH and so on. The command `hookdeploy` makes a configuration and checks it."
+    )
+    optParameters = (("config", "c", None, "The configuration file."),)  # noqa: N815 - Twisted's name
+
+    def opt_version(self) -> None:
+        """Print the version of hookdeploy and exit."""
+        raise SystemExit(f"hookdeploy {__version__}")
+
+
+if TYPE_CHECKING:
+
+    class WholeReactor(Reactor, IReactorCore, IReactorFromThreads, Protocol):  # type: ignore[misc]
+        """What the whole process needs of the reactor; see ``process.Reactor``."""
+else:
+    WholeReactor = IReactorCore
+
+
+class CannotStart(Exception):
+    """It was not started; each line of the text says one reason."""
+
+
+def makeService(options: Options) -> Hookdeploy:
+    """What ``twistd`` runs. Exits with 1, and a line for each fault, if it cannot run."""
+    path = options["config"]
+    try:
+        return Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ)
+    except (CannotStart, CannotListen, ConfigError, JournalUnavailable) as error:
+        lines = [f"hookdeploy: {line}" for line in str(error).splitlines()]
+        raise SystemExit("\n".join(lines)) from None
+
+
+class Hookdeploy(Service):
+    """The whole of it, with its one order of starting and stopping."""
+
+    name = "hookdeploy"
+    _log = Logger()
+
+    def __init__(
+        self,
+        reactor: WholeReactor,
+        *,
+        path: Path | None,
+        settings: Settings,
+        environ: Mapping[str, str],
+        lock: IO[str],
+    ) -> None:
+        self._reactor = reactor
+        self._path = path
+        self._settings = settings
+        self._environ = environ
+        self._lock = lock
+        self._reloading = DeferredLock()
+        self._listeners: dict[str, socket.socket] = {}
+        self._apps: dict[str, App] = {}
+        self._homeless: list[Deployment] = []
+        """Deployments of an app that is stopped by a reload."""
+        self._api_port: IListeningPort | None = None
+        self._door = Door(reactor, screen=self._screen, limits=_limits(settings))
+
+    # --- taking: all that can fail at once
+
+    @classmethod
+    def take(cls, reactor: WholeReactor, path: Path | None, environ: Mapping[str, str]) -> Hookdeploy:
+        """Read the configuration and take the state directory and every port, or raise and leave nothing behind."""
+        settings = configfile.load(path, environ)
+        state = settings.config.state
+        _prepare(state)
+        service = cls(reactor, path=settings.source, settings=settings, environ=environ, lock=_lock(state))
+        SqliteJournal.probe(state / "journal.sqlite3")
+        for gates in state.glob("apps/*/gates"):  # also those of apps that are no more
+            leftovers.end_all(gates)
+        leftovers.kill_all(state / COMMANDS)
+        service._take_ports(settings)
+        return service
+
+    def _take_ports(self, settings: Settings) -> None:
+        """Bind what is not bound yet, for the apps and for the door; all of it or nothing."""
+        problems: list[str] = []
+        taken: dict[str, socket.socket] = {}
+        for app in settings.config.apps.values():
+            if app.wsgi is not None and app.bind not in self._listeners:
+                try:
+                    taken[app.bind] = sockets.listen(app.bind)
+                except CannotListen as error:
+                    problems.append(f"apps.{app.name}.bind: {error}")
+        try:
+            self._door.take(settings.config.server.listen)
+        except CannotListen as error:
+            problems.append(f"server.listen: {error}")
+        if problems:
+            for listener in taken.values():
+                listener.close()
+            raise CannotListen("\n".join(problems))
+        self._listeners.update(taken)
+
+    # --- starting
+
+    def startService(self) -> None:
+        super().startService()
+        signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
+        os.umask(0o022)  # twistd's own 077 would hide an updated clone from the web server that serves its static files
+        settings, state = self._settings, self._settings.config.state
+        self._journal = SqliteJournal.open(state / "journal.sqlite3", self._reactor.callFromThread)
+        self._tools = Tools(
+            reactor=self._reactor,
+            journal=self._journal,
+            runner=SpawningRunner(self._reactor, records=state / COMMANDS),
+            state=state,
+            ambient=Ambient.from_environ(self._environ),
+            now=time.time,
+            redactor=Redactor(settings.redact),
+        )
+        self._intake = Intake(self._journal, self._submit, settings.hooks, time.time)
+        self._api = Api(self._journal, self._apps.values, state / "logs", source=settings.source)
+        for warning in settings.warnings:
+            self._log.warn("{warning}", warning=warning)
+        for config in settings.config.apps.values():
+            self._add(config)
+        # A reload waits for its turn until all is begun.
+        self._reloading.run(lambda: Deferred.fromCoroutine(self._begin())).addErrback(self._cannot_begin)
+
+    async def _begin(self) -> None:
+        for deployment in await self._journal.unfinished():
+            await self._take_up(deployment)
+        for app in self._apps.values():
+            app.lane.resume()
+        await self._serve_api(self._settings.config.state / "api.sock")
+        self._door.open(self._intake.resource())
+        self._log.info(
+            "hookdeploy {version} takes hooks on {listen}: {paths}",
+            version=__version__,
+            listen=", ".join(self._settings.config.server.listen),
+            paths=", ".join(hook.path for hook in self._settings.hooks),
+        )
+
+    def _cannot_begin(self, failure: Failure) -> None:
+        self._log.failure("hookdeploy cannot start", failure)
+        atexit.register(_exit_failed)
+        self._reactor.stop()
+
+    async def _take_up(self, deployment: Deployment) -> None:
+        app = self._apps.get(deployment.app)
+        if app is not None:
+            app.lane.take_up(deployment)
+            return
+        reason = "the app is not configured any more"
+        await self._journal.finish(deployment.id, Outcome.INTERRUPTED, time.time(), reason=reason)
+
+    async def _serve_api(self, path: Path) -> None:
+        path.unlink(missing_ok=True)  # whoever left it is gone: the state directory's lock is ours
+        site = GuardedSite(self._api.app.resource(), screen=Api.screen, reactor=self._reactor, limits=Limits())
+        endpoint = UNIXServerEndpoint(self._reactor, sockets.unix_address(path), mode=0o600)
+        self._api_port = await endpoint.listen(site)
+
+    def _screen(self, request: GuardedRequest) -> None:
+        self._intake.screen(request)
+
+    def _submit(self, deployment: Deployment) -> None:
+        app = self._apps.get(deployment.app)
+        if app is None:  # it is being exchanged for another one of that name
+            self._homeless.append(deployment)
+        else:
+            app.lane.submit(deployment)
+
+    def _add(self, config: AppConfig) -> App:
+        gates_of(self._settings.config.state, config.name).mkdir(parents=True, exist_ok=True)
+        app = self._apps[config.name] = App(self._tools, config, self._listener_for(config))
+        return app
+
+    def _listener_for(self, config: AppConfig) -> socket.socket | None:
+        """The app's own hold on the socket on which it is served: ours outlasts an app that is exchanged."""
+        return self._listeners[config.bind].dup() if config.wsgi is not None else None
+
+    # --- changing
+
+    def reload(self) -> None:
+        """Read the configuration again, as on SIGHUP: a good one takes effect, a bad one changes nothing."""
+        self._reloading.run(lambda: Deferred.fromCoroutine(self._reload())).addErrback(
+            lambda failure: self._log.failure("reading the configuration again", failure)
+        )
+
+    async def _reload(self) -> None:
+        try:
+            settings = configfile.load(self._path, self._environ)
+            if settings.config.state != self._settings.config.state:
+                raise CannotStart("state: another state directory needs a restart")
+            self._take_ports(settings)
+        except (CannotStart, CannotListen, ConfigError) as error:
+            for line in str(error).splitlines():
+                self._log.error("the configuration stays as it was: {fault}", fault=line)
+            return
+        await self._apply(settings)
+        self._log.info("the configuration was read again")
+
+    async def _apply(self, settings: Settings) -> None:
+        old, self._settings = self._settings.config.apps, settings
+        new = settings.config.apps
+        self._tools.redactor = Redactor(settings.redact)
+        self._door.site.limits = _limits(settings)
+        for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
+            await self._let_go(name)
+        for name, config in new.items():
+            if name not in self._apps:
+                self._add(config).lane.resume()
+            elif config != old[name]:
+                self._apps[name].configure(config, self._listener_for(config))
+        self._intake.replace(settings.hooks)
+        while self._homeless:
+            await self._take_up(self._homeless.pop(0))
+        self._close_listeners(keep={config.bind for config in new.values() if config.wsgi is not None})
+        await self._door.keep_only(settings.config.server.listen)
+
+    async def _let_go(self, name: str) -> None:
+        """Stop an app; what it has not finished is for the one that takes its name, if there is one."""
+        app = self._apps.pop(name)
+        self._homeless += [each for each in (app.lane.running, app.lane.waiting) if each is not None]
+        await app.stop()
+
+    def _close_listeners(self, *, keep: Collection[str] = ()) -> None:
+        for bind in self._listeners.keys() - keep:
+            self._listeners.pop(bind).close()
+
+    # --- stopping
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()
+        return Deferred.fromCoroutine(self._end())
+
+    async def _end(self) -> None:
+        """The door first, the journal last; a step that fails or is late does not keep the others from happening."""
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        drain = max((app.config.drain for app in self._apps.values()), default=0.0)
+        await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
+        await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
+        await self._within(STEP_LIMIT, "closing the API", self._close_api())
+        await self._within(STEP_LIMIT, "closing the journal", self._journal.close())
+        self._lock.close()
+
+    async def _stop_apps(self) -> None:
+        await gatherResults([Deferred.fromCoroutine(app.stop()) for app in self._apps.values()])
+        self._close_listeners()
+
+    async def _close_api(self) -> None:
+        if self._api_port is not None:
+            await maybeDeferred(self._api_port.stopListening)
+
+    async def _within(self, limit: float, what: str, work: Coroutine[Any, Any, None]) -> None:
+        stopping = Deferred.fromCoroutine(work)
+        stopping.addTimeout(limit, self._reactor)
+        try:
+            await stopping
+        except DeferredTimeout:
+            self._log.error("{what} took longer than {limit} s", what=what, limit=limit)
+        except Exception:  # noqa: BLE001 - what is left must still be stopped
+            self._log.failure("{what}", what=what)
+
+
+def _exit_failed() -> None:
+    """End the process with 1: twistd itself ends with 0 whenever the reactor was stopped in order."""
+    sys.stdout.flush()
+    os._exit(1)
+
+
+def _prepare(state: Path) -> None:
+    """Make the state directory, or raise ``CannotStart``."""
+    try:
+        configfile.prepare_state(state)
+        (state / COMMANDS).mkdir(exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise CannotStart(f"state: {error}") from error
+
+
+def _lock(state: Path) -> IO[str]:
+    """The state directory is ours for as long as this file is open."""
+    file = (state / "lock").open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise CannotStart(f"another hookdeploy works in {state}") from None
+    return file
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(max_body=settings.config.server.max_body)
+
+
+def _is_another(old: AppConfig, new: AppConfig) -> bool:
+    """Whether an app has changed so much that only its name is the same."""
+    return (old.mode, old.path, old.wsgi is None) != (new.mode, new.path, new.wsgi is None)
