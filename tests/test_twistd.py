@@ -1,0 +1,640 @@
+"""``twistd hookdeploy`` as a process: what it does from a push to a new page, and at every kind of start and end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from tests import payloads
+from tests.installed import (
+    PATIENCE,
+    SECRET,
+    Hookdeploy,
+    Origin,
+    free_port,
+    git,
+    is_listened_on,
+    processes_of,
+    put_away,
+    site,
+    until,
+)
+from twisted_hook.cli.client import Api
+from twisted_hook.cli.send import send
+
+RELEASE = """
+state = "state"
+
+[server]
+listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]
+
+[hooks.github]
+secrets = [{ file = "hook.secret" }]
+
+[apps.web]
+hook = "github"
+repository = "origin.git"
+names = ["acme/web"]
+wsgi = "wsgi:application"
+bind = "127.0.0.1:APP_PORT"
+workers = 1
+drain = "5s"
+"""
+HELD = RELEASE + 'build = ["sh DIRECTORY/build.sh"]\n'
+BUILD = "echo >> DIRECTORY/built; while [ -e DIRECTORY/hold ]; do sleep 0.02; done"
+
+PHASES = ["fetching", "building", "starting", "checking", "swapping", "done"]
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    made = Origin(tmp_path)
+    made.push(site("one"))
+    return made
+
+
+@pytest.fixture
+def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with a configuration file and one app in release mode; not started yet."""
+    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
+        yield hookdeploy
+
+
+@pytest.fixture
+def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy that is told by its environment to keep a clone up to date; not started yet."""
+    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
+    environ = {
+        "GITHUB_SECRET": SECRET.decode(),
+        "REPO_PATH": str(tmp_path / "clone"),
+        "APP_BIND": "127.0.0.1:APP_PORT",
+        "HOOK_LISTEN": "tcp:HOOK_PORT:interface=127.0.0.1",
+    }
+    state = tmp_path / ".hookdeploy-clone"
+    with put_away(Hookdeploy(tmp_path, environ=environ, state=state, hook_path="/github")) as hookdeploy:
+        yield hookdeploy
+
+
+class Held:
+    """A hookdeploy whose builds last for as long as they are held, and are counted."""
+
+    def __init__(self, hookdeploy: Hookdeploy) -> None:
+        self.hookdeploy = hookdeploy
+        self._hold, self._built = hookdeploy.directory / "hold", hookdeploy.directory / "built"
+        (hookdeploy.directory / "build.sh").write_text(BUILD.replace("DIRECTORY", str(hookdeploy.directory)))
+        hookdeploy.configure(HELD)
+
+    @property
+    def builds(self) -> int:
+        return len(self._built.read_text()) if self._built.exists() else 0
+
+    def hold(self) -> None:
+        self._hold.touch()
+
+    def let_go(self) -> None:
+        self._hold.unlink()
+
+
+@pytest.fixture
+def held(release: Hookdeploy) -> Held:
+    """One that has deployed for the first time, and whose next build is held."""
+    made = Held(release)
+    release.start()
+    assert release.first()["outcome"] == "deployed"
+    made.hold()
+    return made
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- from a push to a new page
+
+
+def test_an_existing_clone_is_kept_up_to_date_and_served(in_place: Hookdeploy, origin: Origin) -> None:
+    in_place.start()
+    in_place.wait_for_page("one")
+    assert in_place.api("/deployments") == []
+    tip = origin.push(site("two"))
+    done = in_place.ended(in_place.announce(tip))
+    assert (done["outcome"], done["trigger"], done["revision"]) == ("deployed", "push", tip)
+    in_place.wait_for_page("two")
+    assert f"Repository updated with commit {tip[:6]}" in in_place.log
+    assert git(in_place.directory / "clone", "rev-parse", "HEAD") == tip
+
+
+def test_pushes_in_quick_succession_are_all_served_in_place(in_place: Hookdeploy, origin: Origin) -> None:
+    """Python takes a file for unchanged that has the size and, in whole seconds, the time of its bytecode."""
+    in_place.start()
+    in_place.wait_for_page("one")
+    for page in ("two", "six", "ten", "one"):
+        done = in_place.ended(in_place.announce(origin.push(site(page))))
+        assert done["outcome"] == "deployed", done
+        in_place.wait_for_page(page)
+
+
+def test_the_app_sees_what_is_declared_and_nothing_else(in_place: Hookdeploy, origin: Origin) -> None:
+    """P80, through the running program: the secret is in hookdeploy's own environment."""
+    origin.push({"wsgi.py": site("")["wsgi.py"].replace("''", "' '.join(__import__('os').environ)")})
+    in_place.start()
+    in_place.ended(in_place.announce(git(origin.path, "rev-parse", "main")))
+    until(lambda: "PATH" in in_place.page(), "page with names")
+    own = {f"HOOKDEPLOY_{name}" for name in ("APP", "REVISION", "PREVIOUS", "BRANCH", "RELEASE", "DEPLOYMENT")}
+    of_gunicorn = {"SERVER_SOFTWARE", "LISTEN_FDS", "LISTEN_PID", "LC_CTYPE"}
+    assert set(in_place.page().split()) - of_gunicorn == {"PATH", "HOME", "LANG", *own}
+
+
+def test_a_first_start_deploys_by_itself_and_a_push_makes_the_page_new(release: Hookdeploy, origin: Origin) -> None:
+    release.start()
+    first = release.first()
+    assert (first["trigger"], first["outcome"], first["previous"]) == ("start", "deployed", None)
+    release.wait_for_page("one")
+    tip = origin.push(site("two"), "The second page")
+    done = release.ended(release.announce(tip))
+    assert (done["outcome"], done["revision"], done["previous"]) == ("deployed", tip, first["revision"])
+    assert [entered["phase"] for entered in done["phases"]] == PHASES
+    times = [done["queued_at"], done["started_at"], *(entered["at"] for entered in done["phases"]), done["finished_at"]]
+    assert times == sorted(times)
+    assert release.page() == "two"
+    [app] = release.api("/apps")
+    assert (app["revision"], app["subject"], app["server"]["state"]) == (tip, "The second page", "serving")
+    assert (release.state / "apps/web/current").resolve().name == app["release"]
+    assert "swapping" in release.log_of(done["id"])
+
+
+def test_the_state_directory_may_have_a_long_name(release: Hookdeploy) -> None:
+    """A unix socket's address may not: 107 bytes."""
+    release.configure(RELEASE.replace('"state"', f'"{"x" * 100}"'))
+    release.start()
+    with closing(Api(release.directory / ("x" * 100))) as api:
+        assert api.get("/server")["pid"] == release.pid
+        until(lambda: api.get("/deployments")[0]["outcome"] == "deployed", "end of the first deployment")
+
+
+# --- what the door lets in, with a real origin behind it
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hookdeploy, Origin]]:
+    """A hookdeploy that serves two hooks with secrets of their own, and the origin of both."""
+    directory = tmp_path_factory.mktemp("running")
+    origin = Origin(directory)
+    origin.push(site("one"))
+    secret = directory / "api.secret"
+    secret.touch(mode=0o600)
+    secret.write_bytes(b"the other hook's own secret")
+    more = """
+[apps.api]
+secret = { file = "api.secret" }
+repository = "origin.git"
+names = ["acme/api"]
+branch = "main"
+"""
+    config = RELEASE.replace("[apps.web]\n", '[apps.web]\nbranch = "main"\nbuild = ["test ! -e DIRECTORY/broken"]\n')
+    with put_away(Hookdeploy(directory, config=config + more)) as hookdeploy:
+        hookdeploy.start()
+        until(lambda: len(hookdeploy.api("/deployments")) == 2, "two first deployments")
+        for deployment in hookdeploy.api("/deployments"):
+            assert hookdeploy.ended(deployment["id"])["outcome"] == "deployed"
+        yield hookdeploy, origin
+
+
+def test_a_secret_opens_its_own_hook_only_and_a_hook_serves_its_own_repositories(
+    running: tuple[Hookdeploy, Origin],
+) -> None:
+    """P17."""
+    hookdeploy, _ = running
+    before = hookdeploy.api("/deployments")
+    payload = payloads.push(repository=payloads.repository("acme/web"))
+    signature = payloads.sha256_signature(payloads.encoded(payload), b"the other hook's own secret")
+    assert hookdeploy.send(payload, guid="p17-1", x_hub_signature_256=signature)["code"] == 401
+    assert hookdeploy.send(payload, guid="p17-1", path="/hooks/api")["code"] == 401
+    foreign = payloads.push(repository=payloads.repository("acme/api"))
+    assert hookdeploy.send(foreign, guid="p17-2")["code"] == 403
+    assert hookdeploy.api("/deployments") == before
+
+
+def test_an_address_in_the_payload_is_never_visited(running: tuple[Hookdeploy, Origin]) -> None:
+    """P46, P92: what is fetched from is the configured remote."""
+    hookdeploy, origin = running
+    tip = origin.push(site("p46"))
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        url = f"http://127.0.0.1:{canary.getsockname()[1]}/x.git"
+        names = ("clone_url", "ssh_url", "git_url", "url", "html_url", "statuses_url", "deployments_url")
+        repository = payloads.repository(**dict.fromkeys(names, url))
+        told = hookdeploy.send(payloads.push(after=tip, repository=repository, compare=url), guid="p46")
+        assert hookdeploy.ended(told["deployments"][0])["revision"] == tip
+        canary.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            canary.accept()
+
+
+def test_a_test_delivery_finds_the_server_by_its_state_directory(running: tuple[Hookdeploy, Origin]) -> None:
+    hookdeploy, _ = running
+    result = CliRunner().invoke(send, ["--state", str(hookdeploy.state), "--app", "web", "--json"])
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output)
+    assert (told["status"], told["body"]["status"]) == (202, "accepted")
+    hookdeploy.ended(told["body"]["deployments"][0])
+
+
+@pytest.mark.parametrize(
+    ("payload", "reason"),
+    [
+        (payloads.deletion(), "the ref was deleted"),
+        (payloads.push("refs/tags/main"), "no app deploys this tag"),
+        (payloads.push("refs/heads/dev"), "no app deploys this branch"),
+    ],
+)
+def test_what_is_no_push_of_the_branch_is_ignored_and_written_down(
+    running: tuple[Hookdeploy, Origin], payload: Any, reason: str
+) -> None:
+    """P48, P49, P50."""
+    hookdeploy, _ = running
+    before = hookdeploy.api("/deployments"), hookdeploy.page()
+    told = hookdeploy.send(payload, guid=f"p49-{reason}")
+    assert told == {"status": "ignored", "reason": reason, "code": 202}
+    newest = hookdeploy.api("/deliveries", limit=1)[0]
+    assert (newest["verdict"], newest["reason"], newest["deployments"]) == ("ignored", reason, [])
+    assert (hookdeploy.api("/deployments"), hookdeploy.page()) == before
+
+
+def test_a_delivery_needs_an_event_and_can_do_without_an_id(running: tuple[Hookdeploy, Origin]) -> None:
+    """P51."""
+    hookdeploy, origin = running
+    payload = payloads.push(after=origin.push({"p51": ""}))
+    assert hookdeploy.send(payload, guid="p51", x_github_event=None)["code"] == 400
+    told = hookdeploy.send(payload, guid="", x_github_delivery=None)
+    assert (told["code"], told["status"]) == (202, "accepted")
+    assert len(hookdeploy.api(f"/deliveries/{told['delivery']}")["guid"]) == 64
+    hookdeploy.ended(told["deployments"][0])
+
+
+def test_a_delivery_that_comes_again_is_deployed_once(running: tuple[Hookdeploy, Origin]) -> None:
+    """P52: one after the other, and twenty at a time."""
+    hookdeploy, origin = running
+    first = hookdeploy.announce(origin.push(site("p52")))
+    again = hookdeploy.send(payloads.push(after=git(origin.path, "rev-parse", "main")), guid="p52-other-id")
+    assert (again["code"], again["status"], again["deployments"]) == (202, "duplicate", [first])
+    hookdeploy.ended(first)
+    payload = payloads.push(after=origin.push(site("p52 again")))
+    with ThreadPoolExecutor(20) as crowd:
+        told = list(crowd.map(lambda _: hookdeploy.send(payload, guid="p52"), range(20)))
+    assert sorted(answer["status"] for answer in told) == ["accepted", *["duplicate"] * 19]
+    assert len({answer["delivery"] for answer in told}) == 1
+    [deployment] = {each for answer in told for each in answer["deployments"]}
+    assert hookdeploy.ended(deployment)["outcome"] == "deployed"
+    assert hookdeploy.page() == "p52 again"
+
+
+def test_a_redelivery_builds_again_what_failed(running: tuple[Hookdeploy, Origin]) -> None:
+    """P53; and P76: the page stays as it was, and the reason names the step."""
+    hookdeploy, origin = running
+    payload, page = payloads.push(after=origin.push(site("p53"))), hookdeploy.page()
+    broken = hookdeploy.directory / "broken"
+    broken.touch()
+    try:
+        [first] = hookdeploy.send(payload, guid="p53")["deployments"]
+        failed = hookdeploy.ended(first)
+    finally:
+        broken.unlink()
+    assert failed["outcome"] == "failed"
+    assert failed["reason"] == f"step 'test ! -e {broken}' failed: exit 1"
+    assert hookdeploy.page() == page
+    told = hookdeploy.send(payload, guid="p53")
+    assert (told["code"], told["status"]) == (202, "duplicate")
+    assert told["deployments"] != [first]
+    assert hookdeploy.ended(told["deployments"][0])["outcome"] == "deployed"
+    assert hookdeploy.page() == "p53"
+
+
+def test_many_pushes_during_a_build_lead_to_two_more_at_most(held: Held, origin: Origin) -> None:
+    """P55, with twenty pushes: the last tip is live and every row has ended."""
+    hookdeploy = held.hookdeploy
+    hookdeploy.announce(origin.push(site("0")))
+    until(lambda: held.builds == 2, "build that is held")
+    tips = [origin.push(site(str(number))) for number in range(1, 21)]
+    with ThreadPoolExecutor(10) as crowd:
+        last = max(crowd.map(hookdeploy.announce, tips))
+    held.let_go()
+    assert hookdeploy.ended(last)["revision"] == tips[-1]
+    assert held.builds <= 4
+    assert hookdeploy.page() == "20"
+    rows = hookdeploy.api("/deployments")
+    assert len(rows) == 22
+    assert {row["outcome"] for row in rows} <= {"deployed", "superseded", "unchanged"}
+    assert all(row["superseded_by"] for row in rows if row["outcome"] == "superseded")
+
+
+# --- how it ends, and starts again
+
+
+def test_what_was_answered_with_202_is_deployed_after_a_kill(release: Hookdeploy, origin: Origin) -> None:
+    """P83, in part: kill -9 right after the answer; the servers that are left are ended, and there is one of them."""
+    release.start()
+    release.first()
+    tip = origin.push(site("two"))
+    deployment = release.announce(tip)
+    assert release.stop(signal.SIGKILL) == -signal.SIGKILL
+    release.start()
+    done = release.ended(deployment)
+    assert (done["outcome"], done["revision"]) == ("deployed", tip)
+    release.wait_for_page("two")
+    masters = {release.api("/apps/web")["server"]["pid"], release.pid}
+    until(lambda: len(processes_of(release.directory)) == len(masters) + 1, "end of the server that was left")
+
+
+def test_the_server_of_an_app_that_is_no_more_is_ended_after_a_kill(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    server = release.api("/apps/web")["server"]["pid"]
+    release.stop(signal.SIGKILL)
+    assert server in processes_of(release.directory)
+    release.configure(RELEASE.replace("[apps.web]", "[apps.api]").replace('wsgi = "wsgi:application"', ""))
+    release.start()
+    until(lambda: len(processes_of(release.directory)) == 1, "end of the server that was left")
+    release.first()
+
+
+def test_a_kill_during_a_build_does_not_leave_two_builds_after_the_next_start(held: Held, origin: Origin) -> None:
+    """P83, I2: what the killed one has left of its build is ended before another one begins."""
+    hookdeploy = held.hookdeploy
+    tip = origin.push(site("two"))
+    deployment = hookdeploy.announce(tip)
+    until(lambda: held.builds == 2, "build that is held")
+    hookdeploy.stop(signal.SIGKILL)
+    [left] = builders(hookdeploy)
+    hookdeploy.start()
+    until(lambda: held.builds == 3, "build that is held again")
+    assert len(builders(hookdeploy)) == 1
+    assert left not in builders(hookdeploy)
+    held.let_go()
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["revision"], done["attempts"]) == ("deployed", tip, 2)
+
+
+def builders(hookdeploy: Hookdeploy) -> list[int]:
+    """The processes that work at a build."""
+    return [pid for pid, words in processes_of(hookdeploy.directory).items() if "build.sh" in words]
+
+
+def test_sigterm_during_a_build_leaves_the_deployment_for_the_next_start(held: Held, origin: Origin) -> None:
+    hookdeploy = held.hookdeploy
+    tip = origin.push(site("two"))
+    deployment = hookdeploy.announce(tip)
+    until(lambda: held.builds == 2, "build that is held")
+    assert hookdeploy.stop() == -signal.SIGTERM
+    assert processes_of(hookdeploy.directory) == {}
+    held.let_go()
+    hookdeploy.start()
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["revision"], done["attempts"]) == ("deployed", tip, 2)
+    hookdeploy.wait_for_page("two")
+
+
+def test_it_runs_in_the_background_and_ends_by_sigterm(in_place: Hookdeploy, origin: Origin) -> None:
+    """Under twistd's own umask, which is 077: what it writes into the clone can be read by others nevertheless."""
+    directory = in_place.directory
+    pidfile, logfile = directory / "hookdeploy.pid", directory / "hookdeploy.log"
+    done = in_place.run(f"--pidfile={pidfile}", f"--logfile={logfile}")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pid = int(until(lambda: pidfile.read_text() if pidfile.exists() else "", "pid file"))
+    try:
+        in_place.wait_for_page("one")
+        tip = origin.push({**site("two"), "new.css": "a {}"})
+        in_place.ended(in_place.announce(tip))
+        in_place.wait_for_page("two")
+        assert os.getsid(pid) != os.getsid(0)
+        assert f"Repository updated with commit {tip[:6]}" in logfile.read_text()
+        assert mode(directory / "clone/new.css") == 0o644
+        assert mode(in_place.state) == 0o700
+        for name in ("journal.sqlite3", "api.sock"):
+            assert mode(in_place.state / name) == 0o600
+        for file in (in_place.state / "logs").iterdir():
+            assert mode(file) == 0o600
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not processes_of(directory), "end of all its processes")
+    assert not pidfile.exists()
+    assert not is_listened_on(in_place.hook_port)
+    assert not is_listened_on(in_place.app_port)
+
+
+# --- what cannot start
+
+
+def refusal(hookdeploy: Hookdeploy) -> list[str]:
+    """What it says on stderr as it refuses to start; it must be nothing but lines for people."""
+    done = hookdeploy.run()
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert all(line.startswith("hookdeploy: ") for line in done.stderr.splitlines()), done.stderr
+    return done.stderr.splitlines()
+
+
+def test_two_of_them_do_not_share_a_state_directory(release: Hookdeploy) -> None:
+    release.start()
+    config = RELEASE.replace("HOOK_PORT", str(free_port())).replace("APP_PORT", str(free_port()))
+    (release.directory / "hookdeploy.toml").write_text(config)
+    assert refusal(release) == [f"hookdeploy: another hookdeploy works in {release.state}"]
+    release.first()
+    assert release.page() == "one"
+
+
+@pytest.mark.parametrize(
+    ("environ", "complaint"),
+    [
+        ({"PATH": "/nowhere"}, "git: is not installed: nothing named git on PATH (/nowhere)"),
+        ({"REPO_PATH": ""}, "REPO_PATH: is empty: the existing clone that is to be kept up to date"),
+        ({"REPO_PATH": "gone"}, "REPO_PATH: {0}/gone does not exist"),
+        ({"REPO_PATH": "state"}, "REPO_PATH: {0}/state is not a git clone"),
+        ({"REPO_PATH": "work"}, "REPO_PATH: {0}/work has no remote named origin"),
+        ({"GITHUB_SECRET": ""}, "GITHUB_SECRET: is empty: the webhook's secret"),
+        ({"HOOKDEPLOY_STATE": "file/state"}, "HOOKDEPLOY_STATE: {0}/file/state cannot be "),
+    ],
+)
+def test_an_environment_that_cannot_be_served_is_one_line_and_exit_1(
+    in_place: Hookdeploy, environ: dict[str, str], complaint: str
+) -> None:
+    """P93, and P09: nothing listens."""
+    (in_place.directory / "file").touch()
+    (in_place.directory / "state").mkdir(mode=0o700)
+    in_place.change_environ(environ)
+    [line] = refusal(in_place)
+    assert line.startswith(f"hookdeploy: environment: {complaint.format(in_place.directory)}")
+    assert not is_listened_on(in_place.hook_port)
+
+
+def test_what_fails_after_it_has_gone_into_the_background_is_in_the_log_and_ends_it_with_1(release: Hookdeploy) -> None:
+    (release.state / "api.sock").mkdir(parents=True)
+    release.state.chmod(0o700)
+    done = release.run()
+    assert done.returncode == 1
+    assert "hookdeploy cannot start" in done.stdout
+    assert "Is a directory" in done.stdout
+    assert not is_listened_on(release.hook_port)
+
+
+def test_every_fault_of_a_file_is_named_at_once(release: Hookdeploy) -> None:
+    """P93: an unknown key, a wrong type, a path twice, a secret that others can read."""
+    config = RELEASE.replace("workers = 1", 'workers = "1"\nwrokers = 2')
+    release.configure(config + '[hooks.second]\npath = "/hooks/github"\nsecrets = [{ file = "open.secret" }]\n')
+    (release.directory / "open.secret").write_text("can be read by all")
+    (release.directory / "open.secret").chmod(0o644)
+    said = refusal(release)
+    for place in ("apps.web.workers: ", "apps.web.wrokers: ", "hooks.second.path: ", "hooks.second.secrets[0]: "):
+        assert len([line for line in said if place in line]) == 1, said
+    assert len(said) == 4
+    assert not is_listened_on(release.hook_port)
+
+
+@pytest.mark.parametrize("place", ["server.listen", "apps.web.bind"])
+def test_a_port_in_use_is_named_and_nothing_is_left_listening(release: Hookdeploy, place: str) -> None:
+    taken, free = release.hook_port, release.app_port
+    if place == "apps.web.bind":
+        taken, free = free, taken
+    with socket.create_server(("127.0.0.1", taken)):
+        [line] = refusal(release)
+        assert line.startswith(f"hookdeploy: {place}: cannot listen on ")
+        assert "Address already in use" in line
+        assert str(taken) in line
+    assert not is_listened_on(free)
+
+
+# --- SIGHUP
+
+
+class Visitors:
+    """Some who ask for the page again as soon as it is there; each must be served."""
+
+    def __init__(self, hookdeploy: Hookdeploy, count: int = 2) -> None:
+        self.served = 0
+        self.missed = 0
+        self._hookdeploy = hookdeploy
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._visit) for _ in range(count)]
+
+    def _visit(self) -> None:
+        while not self._over.is_set():
+            if self._hookdeploy.page():
+                self.served += 1
+            else:
+                self.missed += 1
+
+    @contextmanager
+    def here(self) -> Iterator[None]:
+        for thread in self._threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            for thread in self._threads:
+                thread.join(PATIENCE)
+
+
+def reload(hookdeploy: Hookdeploy, config: str) -> None:
+    """Have it read another configuration, and wait until it has."""
+    said = "the configuration was read again"
+    times = hookdeploy.log.count(said)
+    hookdeploy.configure(config)
+    os.kill(hookdeploy.pid, signal.SIGHUP)
+    until(lambda: hookdeploy.log.count(said) > times, f"{said!r} in the log")
+
+
+def ping(hookdeploy: Hookdeploy, path: str) -> int:
+    return int(hookdeploy.send(payloads.ping(), guid=path, path=path, x_github_event=b"ping")["code"])
+
+
+def test_sighup_takes_a_good_file_without_a_lost_request(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    release.wait_for_page("one")
+    old = release.api("/apps/web")["server"]["pid"]
+    visitors = Visitors(release)
+    with visitors.here():
+        more = RELEASE.replace("[hooks.github]", '[hooks.github]\npath = "/new"').replace("workers = 1", "workers = 2")
+        reload(release, more)
+        until(lambda: release.api("/apps/web")["server"]["pid"] != old, "server with two workers")
+        until(lambda: old not in processes_of(release.directory), "end of the old server")
+        assert len(processes_of(release.directory)) == 4  # hookdeploy, gunicorn and its two workers
+        assert (ping(release, "/hooks/github"), ping(release, "/new")) == (404, 202)
+    assert visitors.missed == 0
+    assert visitors.served > 20
+
+
+def test_sighup_refuses_a_bad_file_and_goes_on_with_the_old_one(release: Hookdeploy, origin: Origin) -> None:
+    release.start()
+    release.first()
+    bad = RELEASE.replace("[hooks.github]", '[hooks.github]\npath = "/new"').replace("workers = 1", "wrokers = 2")
+    release.configure(bad)
+    os.kill(release.pid, signal.SIGHUP)
+    release.wait_for_log("the configuration stays as it was: ")
+    release.wait_for_log("apps.web.wrokers")
+    assert ping(release, "/new") == 404
+    release.ended(release.announce(origin.push(site("two"))))
+    release.wait_for_page("two")
+
+
+def test_sighup_moves_an_app_and_the_door_to_other_ports(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    old = release.hook_port, release.app_port
+    release.hook_port, release.app_port = free_port(), free_port()
+    reload(release, RELEASE)
+    release.wait_for_page("one")
+    assert ping(release, release.hook_path) == 202
+    until(lambda: not any(is_listened_on(port) for port in old), "end of the old listeners")
+
+
+def test_sighup_with_a_port_in_use_changes_nothing(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    before = release.app_port
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        release.app_port = taken.getsockname()[1]
+        release.configure(RELEASE)
+        os.kill(release.pid, signal.SIGHUP)
+        release.wait_for_log("the configuration stays as it was: apps.web.bind: cannot listen on ")
+    release.app_port = before
+    assert release.page() == "one"
+
+
+def test_sighup_during_a_build_hands_the_deployment_to_the_app_that_takes_the_name(held: Held, origin: Origin) -> None:
+    """The same port all the while: those who come in between wait."""
+    hookdeploy = held.hookdeploy
+    git(hookdeploy.directory, "clone", "--quiet", str(origin.path), "clone")
+    tip = origin.push(site("two"))
+    deployment = hookdeploy.announce(tip)
+    until(lambda: held.builds == 2, "build that is held")
+    reload(hookdeploy, RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"'))
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["revision"]) == ("deployed", tip)
+    assert hookdeploy.page() == "two"
+    assert git(hookdeploy.directory / "clone", "rev-parse", "HEAD") == tip
+
+
+def test_sighup_ends_an_app_that_is_not_configured_any_more(held: Held, origin: Origin) -> None:
+    hookdeploy = held.hookdeploy
+    deployment = hookdeploy.announce(origin.push(site("two")))
+    until(lambda: held.builds == 2, "build that is held")
+    reload(hookdeploy, HELD.replace("[apps.web]", "[apps.api]").replace("APP_PORT", str(free_port())))
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["reason"]) == ("interrupted", "the app is not configured any more")
+    assert [app["name"] for app in hookdeploy.api("/apps")] == ["api"]
+    until(lambda: not is_listened_on(hookdeploy.app_port), "end of the app's listener")
+    held.let_go()
+    assert hookdeploy.first()["app"] == "api"
