@@ -116,12 +116,16 @@ class MemoryEnvironments(Told):
     def __init__(self, directory: Path | None = None) -> None:
         super().__init__()
         self.seen: list[Mapping[str, str]] = []
+        self.kept: list[Environment] = []
         self.environment = Environment(Path("/usr/bin/python3"), directory)
 
     async def prepare(self, run: CommandRunner, tree: Tree, env: Mapping[str, str]) -> Environment:
         self.seen.append(env)
         await self.called("prepare")
         return self.environment
+
+    async def keep(self, run: CommandRunner, environment: Environment) -> None:
+        self.kept.append(environment)
 
 
 class MemoryServer(Told):
@@ -132,6 +136,9 @@ class MemoryServer(Told):
         self._launch: Launch | None = None
         self.launches: list[Launch] = []
         self.state = "down"
+        self.left: Launch | None = None
+        """What an earlier hookdeploy has left running."""
+        self.outdated = False
 
     @property
     def status(self) -> ServerStatus:
@@ -140,6 +147,11 @@ class MemoryServer(Told):
     @property
     def launch(self) -> Launch | None:
         return self._launch
+
+    def adopt(self) -> Launch | None:
+        if self.left is not None:
+            self._launch, self.state = self.left, "serving"
+        return self.left
 
     async def start(self, launch: Launch) -> None:
         await self.called("start")

@@ -13,7 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from twisted_hook.commands import Ambient
+
+NOBODY = 65534
+by_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 
 
 def ambient(home: Path) -> Ambient:
@@ -87,6 +92,11 @@ class Origin:
         revision = self.commit(files, message)
         self.git("push", "--quiet", "--force", "origin", branch)
         return revision
+
+    def give_away(self) -> None:
+        """Let the bare repository belong to another user."""
+        for path in (self.bare, *self.bare.rglob("*")):
+            os.chown(path, NOBODY, NOBODY)
 
     def clone(self, name: str = "clone") -> Path:
         """A clone as a user would make it."""

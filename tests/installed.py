@@ -50,7 +50,10 @@ def is_listened_on(port: int) -> bool:
 
 
 def processes_of(directory: Path) -> dict[int, str]:
-    """The processes that work in a directory or name it on their command line, by pid; zombies are none."""
+    """The processes that work in a directory or name it on their command line, by pid; zombies are none.
+
+    The keeper of the sockets is not among them unless it is all that is left.
+    """
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
@@ -59,7 +62,8 @@ def processes_of(directory: Path) -> dict[int, str]:
             continue
         if f"{cwd}/".startswith(f"{directory}/") or f"{directory}/" in words:
             found[int(entry.name)] = words
-    return found
+    keepers = {pid for pid, words in found.items() if "keeper.py" in words}
+    return found if len(found) == len(keepers) else {pid: found[pid] for pid in found.keys() - keepers}
 
 
 def site(text: str) -> dict[str, str]:

@@ -68,15 +68,16 @@ async def test_swaps_under_load_lose_no_request(tmp_path: Path, worker: tuple[st
 
 
 BROKEN = {
-    "an import error": (wsgiapps.IMPORT_ERROR, "RuntimeError: no settings found"),
-    "a syntax error": (wsgiapps.SYNTAX_ERROR, "SyntaxError"),
-    "no such attribute": (wsgiapps.NO_ATTRIBUTE, "Failed to find attribute 'application' in 'wsgi'."),
-    "an exit at import": (wsgiapps.EXITS_AT_IMPORT, "giving up"),
-    "an exit after the boot": (wsgiapps.EXITS_WHEN_ASKED, "giving up"),
-    "an unhealthy app": (wsgiapps.SICK, "no database"),
-    "an app that raises": (wsgiapps.RAISES, "LookupError: no database"),
-    "an import without end": (wsgiapps.HANGS, "waiting for the database"),
+    "an import error": (wsgiapps.IMPORT_ERROR, "starting", "RuntimeError: no settings found"),
+    "a syntax error": (wsgiapps.SYNTAX_ERROR, "starting", "SyntaxError"),
+    "no such attribute": (wsgiapps.NO_ATTRIBUTE, "starting", "Failed to find attribute 'application' in 'wsgi'."),
+    "an exit at import": (wsgiapps.EXITS_AT_IMPORT, "a worker died while it was starting", "giving up"),
+    "an exit after the boot": (wsgiapps.EXITS_WHEN_ASKED, "a worker died while it was starting", "giving up"),
+    "an unhealthy app": (wsgiapps.SICK, "/healthz answered 500", "no database"),
+    "an app that raises": (wsgiapps.RAISES, "/healthz raised LookupError: no database", "LookupError: no database"),
+    "an import without end": (wsgiapps.HANGS, "0 of 2 workers were ready after 2 s", "waiting for the database"),
 }
+"""What is said of each, and what stands in the last lines of its log."""
 
 
 @pytest_twisted.ensureDeferred
@@ -86,10 +87,11 @@ async def test_no_broken_release_is_ever_seen(tmp_path: Path) -> None:
         good = await blog.serve()
         pid = blog.server.status.pid
         async with Load(blog.address, clients=2) as load:
-            for name, (source, words) in BROKEN.items():
+            for name, (source, said, words) in BROKEN.items():
                 with pytest.raises(StepFailed, match="the new server did not start") as caught:
                     await blog.serve(blog.launch(source, text=name))
-                assert words in caught.value.tail, (name, caught.value.reason)
+                assert said in caught.value.summary, name
+                assert words in caught.value.tail, name
                 assert (blog.server.status.state, blog.server.status.pid) == ("serving", pid)
                 assert blog.server.launch is good
             await until(lambda: len(blog.processes()) == 3, "the candidates to end")
@@ -374,9 +376,10 @@ class Reviving(SynchronousTestCase):
             cast("Any", self.clock),
             app=AppConfig(name="blog", hook="blog", wsgi="wsgi:application"),
             listener=self.listener,
-            gates=Path("/nowhere"),
+            records=Path("/nowhere"),
             log=Path("/nowhere"),
             now=self.clock.seconds,
+            shown=lambda text: text,
         )
 
     def start(self, *arguments: Any) -> ToldProcess:

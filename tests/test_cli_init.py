@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -94,10 +95,10 @@ def test_it_says_exactly_what_to_paste(place: Path) -> None:
         "Content type   application/json",
         f"Secret         {secret}",
         "Events         Just the push event",
-        f"hookdeploy check {place}/hookdeploy.toml",
+        f"{Path(sys.executable).with_name('hookdeploy')} check {place}/hookdeploy.toml",
     ):
         assert line in lines
-    assert any(line.endswith(f"twistd -n hookdeploy --config {place}/hookdeploy.toml") for line in lines)
+    assert any(line.endswith(f"twistd -n --pidfile= hookdeploy --config {place}/hookdeploy.toml") for line in lines)
     assert secret not in (place / "hookdeploy.toml").read_text() + (place / "hookdeploy.service").read_text()
 
 
@@ -272,7 +273,7 @@ def test_a_wrong_answer_is_asked_for_again(place: Path) -> None:
 
 
 def test_without_a_server_nobody_asks_where_it_listens(place: Path) -> None:
-    result = init("--repository", URL, said="\n" * 7)
+    result = init("--repository", URL, said="\n\n-\n" + "\n" * 4)
     assert result.exit_code == 0, result.output
     assert "The app listens on" not in result.output
     assert the_app(place).wsgi is None
@@ -328,8 +329,8 @@ def test_the_unit_starts_this_twistd_with_this_file() -> None:
     lines = lines_of_unit()
     start = "/opt/venv/bin/twistd -n --pidfile= hookdeploy --config /etc/hookdeploy/hookdeploy.toml"
     for line in (
-        f"ExecStart={start}", "Type=simple", "User=deploy", "Restart=always", "KillMode=mixed", "NoNewPrivileges=true",
-        "StateDirectory=hookdeploy", "StateDirectoryMode=0700",
+        f"ExecStart={start}", "Type=simple", "User=deploy", "Restart=always", "KillMode=process",
+        "NoNewPrivileges=true", "StateDirectory=hookdeploy", "StateDirectoryMode=0700",
     ):  # fmt: skip
         assert line in lines
     assert not any(line.startswith("AmbientCapabilities") for line in lines)

@@ -20,7 +20,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.gitorigin import Origin, ambient, kill_when
+from tests.gitorigin import Origin, ambient, by_root, kill_when
 from tests.test_commands import plant_hooks, set_hostile_environment
 from twisted_hook.clone import MOST_NAMES, Clone, parse_status
 from twisted_hook.commands import Ambient
@@ -218,6 +218,14 @@ async def test_the_bytecode_of_a_changed_module_goes_and_no_other(world: World, 
     assert {name for name, bytecode in compiled.items() if bytecode.exists()} == {"package/same.py"}
 
 
+@by_root
+@pytest_twisted.ensureDeferred
+async def test_an_origin_on_this_machine_may_belong_to_somebody_else(world: World) -> None:
+    revision = world.origin.push({"app.py": "two\n"})
+    world.origin.give_away()
+    assert (await world.deploy()).commit.revision == revision
+
+
 # What is refused: nothing is touched, and the reason names the files.
 
 
@@ -397,6 +405,33 @@ async def test_a_lock_that_a_killed_git_has_left_is_removed(world: World, update
     assert not (world.path / ".git" / "index.lock").exists()
 
 
+@pytest.mark.parametrize("name", ["HEAD.lock", "refs/heads/main.lock", "refs/remotes/origin/main.lock"])
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_the_lock_of_a_ref_that_a_killed_git_has_left_is_removed(world: World, update: str, name: str) -> None:
+    """P67."""
+    revision = world.origin.push({"app.py": "two\n"})
+    lock = world.path / ".git" / name
+    lock.touch()
+    assert (await world.deploy(update)).commit.revision == revision
+    assert not lock.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_locks_of_a_linked_work_tree_are_removed(world: World) -> None:
+    """P67: its HEAD and index stand elsewhere than the branches."""
+    linked = world.path.parent / "linked"
+    world.git("worktree", "add", "--quiet", "-b", "live", str(linked), "origin/main")
+    world.origin.push({"app.py": "two\n"}, branch="HEAD:live")
+    private, shared = world.path / ".git" / "worktrees" / "linked", world.path / ".git"
+    locks = (private / "index.lock", private / "HEAD.lock", shared / "refs/heads/live.lock")
+    for lock in locks:
+        lock.touch()
+    await replace(world, path=linked).deploy(branch="live")
+    assert (linked / "app.py").read_text() == "two\n"
+    assert not any(lock.exists() for lock in locks)
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_lock_is_left_alone_while_a_git_runs_in_the_clone(world: World) -> None:
     """A person's ``git commit`` with its editor open."""
@@ -406,6 +441,97 @@ async def test_a_lock_is_left_alone_while_a_git_runs_in_the_clone(world: World) 
         with pytest.raises(StepFailed, match="another git command holds a lock"):
             await world.deploy()
         assert (world.path / ".git" / "index.lock").exists()
+
+
+# The way back from a deployment that failed.
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_a_clone_goes_back_to_the_commit_that_serves(world: World, update: str) -> None:
+    """P81: a worker that gunicorn starts again loads what is on disk."""
+    before = world.everything()
+    world.origin.push({"app.py": "broken\n", "new.py": "broken\n", "notes": None})
+    tree = await world.deploy(update)
+    await world.clone(update).discard(SpawningRunner(reactor), tree)
+    assert world.everything() == before
+
+
+@pytest.mark.parametrize("update", ["rebase", "reset"])
+@pytest_twisted.ensureDeferred
+async def test_a_clone_goes_back_to_its_local_commits(world: World, update: str) -> None:
+    world.commit("local.py", "mine\n")
+    before = world.everything()
+    world.origin.push({"app.py": "broken\n"})
+    tree = await world.deploy(update)
+    await world.clone(update).discard(SpawningRunner(reactor), tree)
+    assert world.everything() == before
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_the_next_good_push_is_taken_after_a_way_back(world: World, update: str) -> None:
+    world.origin.push({"app.py": "broken\n"})
+    clone = world.clone(update)
+    await clone.discard(SpawningRunner(reactor), await deploy(clone))
+    tip = world.origin.push({"app.py": "good\n"})
+    assert (await world.deploy(update)).commit.revision == tip
+    assert world.read("app.py") == "good\n"
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest.mark.parametrize("name", ["app.py", "notes"])
+@pytest_twisted.ensureDeferred
+async def test_a_way_back_over_what_a_step_has_made_is_refused(world: World, update: str, name: str) -> None:
+    """One file is tracked, the other one is not any more."""
+    tip = world.origin.push({"app.py": "two\n", "notes": None})
+    tree = await world.deploy(update)
+    world.write(name, "made by a step\n")
+    with pytest.raises(StepFailed, match="could not be put back to"):
+        await world.clone(update).discard(SpawningRunner(reactor), tree)
+    assert world.read(name) == "made by a step\n"
+    assert world.head == tip
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_way_back_leaves_what_is_not_in_its_way(world: World) -> None:
+    world.origin.push({"app.py": "two\n"})
+    tree = await world.deploy()
+    world.write("notes", "made by a step\n")
+    world.write("static/all.css", "made by a step\n")
+    await world.clone().discard(SpawningRunner(reactor), tree)
+    assert world.read("app.py") == "one\n"
+    assert (world.read("notes"), world.read("static/all.css")) == ("made by a step\n",) * 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_way_back_forgets_the_bytecode_of_what_it_changes(world: World) -> None:
+    world.origin.push({"wsgi.py": "SAY = 1\n", "same.py": "SAY = 1\n"})
+    await world.deploy()
+    world.origin.push({"wsgi.py": "SAY = 2\n"})
+    tree = await world.deploy()
+    compiled = [Path(py_compile.compile(str(world.path / name))) for name in ("wsgi.py", "same.py")]  # type: ignore[arg-type]
+    await world.clone().discard(SpawningRunner(reactor), tree)
+    assert world.read("wsgi.py") == "SAY = 1\n"
+    assert [bytecode.exists() for bytecode in compiled] == [False, True]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_kept_has_no_way_back(world: World) -> None:
+    tip = world.origin.push({"app.py": "two\n"})
+    clone, run = world.clone(), SpawningRunner(reactor)
+    tree = await deploy(clone)
+    await clone.keep(run, tree)
+    await clone.discard(run, tree)
+    assert (world.head, world.read("app.py")) == (tip, "two\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_there_is_no_way_back_from_where_nothing_was_changed(world: World) -> None:
+    tree = await world.deploy()
+    before = world.everything()
+    await world.clone().discard(SpawningRunner(reactor), tree)
+    assert world.everything() == before
 
 
 @contextmanager

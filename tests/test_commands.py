@@ -4,7 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import shlex
+import socket
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +19,7 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient
-from twisted_hook.commands import Ambient, Git, deployment_context, gunicorn, protocols_of, step_environment
+from twisted_hook.commands import Ambient, Git, deployment_context, gunicorn, protocols_of, reading, step_environment
 from twisted_hook.process import SpawningRunner
 
 AMBIENT = Ambient("/usr/bin:/bin", "/home/ada", "C.UTF-8", "/run/agent.sock", {"https_proxy": "http://proxy:3128"})
@@ -166,6 +170,21 @@ class GitCommandTests(SynchronousTestCase):
         self.assertEqual(Git(AMBIENT, Path("/m.git"), "https").command("log", word).argv[-2:], ("log", word))
 
 
+class ReadingTests(SynchronousTestCase):
+    def test_only_a_repository_on_this_machine_needs_to_be_trusted(self) -> None:
+        for url in ("https://github.com/acme/blog.git", "git@github.com:acme/blog.git", "ext::sh -c x"):
+            self.assertEqual(reading(url), ())
+
+    @given(st.text(st.characters(exclude_characters="\0\n", exclude_categories=["Cs"]), max_size=20))
+    def test_a_shell_takes_the_path_for_one_word(self, name: str) -> None:
+        path = f"/srv/{name}x"
+        (option,) = reading(path)
+        trusted = [
+            word for place in (path, f"{path}/.git", f"{path}.git") for word in ("-c", f"safe.directory={place}")
+        ]
+        self.assertEqual(shlex.split(option.removeprefix("--upload-pack=")), ["git", *trusted, "upload-pack"])
+
+
 class GunicornTests(SynchronousTestCase):
     def argv(self, *, borrowed_from: Path | None = None, arguments: tuple[str, ...] = ()) -> tuple[str, ...]:
         return gunicorn(
@@ -219,3 +238,22 @@ def test_a_git_that_inherits_a_hostile_environment_obeys_it(tmp_path: Path, monk
         monkeypatch.delenv(name)
     subprocess.run(["git", "-C", str(origin.work), "status"], capture_output=True, check=False)
     assert pwn.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_remote_that_says_nothing_is_given_up_with_all_that_git_has_started(tmp_path: Path) -> None:
+    """P64: git itself would wait for ever, and its own children would outlive it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/blog.git"
+        git = Git(ambient(tmp_path), tmp_path, "http", in_place=True, timeout=0.5)
+        result = await SpawningRunner(reactor).run(git.command("ls-remote", url))
+    assert result.verdict == "timeout after 0.5 s"
+    assert result.seconds < 3
+    assert not [line for line in command_lines() if url.encode() in line]
+
+
+def command_lines() -> Iterator[bytes]:
+    """Of all processes that there are."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            yield (process / "cmdline").read_bytes()

@@ -51,6 +51,7 @@ class StoryCase(SynchronousTestCase):
             declared=self.declared,
             ambient=AMBIENT,
             now=lambda: self.time,
+            shown=lambda text: text,
         )
 
     def declared(self) -> Mapping[str, str]:
@@ -311,6 +312,58 @@ class Failures(StoryCase):
         self.failed()
         self.checkout.tip = commit("a")
         self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+
+
+class Secrets(StoryCase):
+    """P75: what the journal and the log get is masked."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        secret = StepConfig("curl hunter22", ("curl", "--user", "me:hunter22"))
+        self.story = replace(
+            self.story,
+            app=replace(self.story.app, build=(secret,)),
+            shown=lambda text: text.replace("hunter22", "[secret]"),
+        )
+
+    def test_a_command_is_written_with_its_secrets_masked(self) -> None:
+        [step] = self.deploy().steps
+        self.assertEqual((step.name, step.command), ("curl [secret]", "curl --user me:[secret]"))
+        self.assertEqual(self.runner.commands[-1].argv, ("curl", "--user", "me:hunter22"))
+
+    def test_a_reason_is_written_and_told_with_its_secrets_masked(self) -> None:
+        self.runner.status["curl hunter22"] = 6
+        self.runner.prints["curl hunter22"] = b"could not reach hunter22\n"
+        done = self.deploy()
+        self.assertEqual(done.reason, "step 'curl [secret]' failed: exit 6\ncould not reach [secret]")
+        self.assertNotIn("hunter22", repr(self.events))
+
+    def test_the_words_of_a_bug_are_masked(self) -> None:
+        self.environments.failing["prepare"] = KeyError("hunter22")
+        self.assertIn("KeyError('[secret]')", self.deploy().reason)
+
+
+class JournalsThatFail(StoryCase):
+    """P84."""
+
+    def test_a_deployment_knows_whether_its_end_is_written(self) -> None:
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        deploying = self.story.deploying(deployment)
+        tree = self.result(deploying.obtain())
+        assert tree is not None
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.result(deploying.release(tree))
+        self.assertFalse(deploying.ended)
+        self.assertTrue(self.logs[deployment.id].closed)
+        self.assertIn("the disk is full", self.told()[-1])
+        self.journal.fail_with = None
+        del self.logs[deployment.id]
+        again = self.story.deploying(deployment)
+        tree = self.result(again.obtain())
+        assert tree is not None
+        self.result(again.release(tree))
+        self.assertTrue(again.ended)
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
 
 
 class TreesThatServe(StoryCase):

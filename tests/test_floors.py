@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "twisted_hook"
 GATE = PACKAGE / "gate.py"
+KEEPER = PACKAGE / "keeper.py"
 """A file apart: gunicorn executes it in the app's own interpreter, where nothing of ours is to be found."""
 
 FLOORS = (
@@ -43,7 +44,10 @@ FLOORS = (
             "environments",
             "sockets",
             "leftovers",
+            "keeping",
+            "serverrecords",
             "generation",
+            "adoption",
             "appserver",
             "groupcommit",
             "journal",
@@ -62,11 +66,11 @@ FLOOR["__init__"] = 0
 
 
 def sources() -> dict[str, str]:
-    """The text of every module of ours, but for the gate, by its name without the package's."""
+    """The text of every module of ours, but for the two programs apart, by its name without the package's."""
     found = {
         ".".join(path.relative_to(PACKAGE).with_suffix("").parts): path.read_text()
         for path in sorted(PACKAGE.rglob("*.py"))
-        if path != GATE
+        if path not in (GATE, KEEPER)
     }
     found["twisted.plugins.hookdeploy_plugin"] = (ROOT / "twisted/plugins/hookdeploy_plugin.py").read_text()
     return found
@@ -167,3 +171,11 @@ class TheGate(SynchronousTestCase):
 
     def test_it_is_written_in_python_3_8(self) -> None:
         ast.parse(GATE.read_text(), feature_version=(3, 8))
+
+
+class TheKeeper(SynchronousTestCase):
+    """It is a program of its own, so that it stays small."""
+
+    def test_it_imports_the_standard_library_and_nothing_else(self) -> None:
+        foreign = {name.partition(".")[0] for name in imported(KEEPER.read_text())} - sys.stdlib_module_names
+        self.assertEqual(foreign, set())

@@ -11,15 +11,15 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
-from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, until
-from twisted_hook import generation
+from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, soon, until
+from twisted_hook import generation, serverrecords
 from twisted_hook.generation import ServerProcess
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch, Phase
@@ -37,10 +37,10 @@ async def process(
         yield made
     finally:
         made.drain()
-        await made.swept.wait()
+        await soon(made.swept.wait())
         assert made.over.happened
         assert processes_in(blog.directory) == []
-        assert not blog.gates.is_dir() or not list(blog.gates.iterdir())
+        assert not blog.records.is_dir() or not list(blog.records.iterdir())
 
 
 def open_descriptors() -> int:
@@ -53,8 +53,10 @@ def open_descriptors() -> int:
 @pytest_twisted.ensureDeferred
 async def test_a_tree_that_is_gone_is_told(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
+        launch = blog.launch()
+        gone = replace(launch, tree=replace(launch.tree, path=tmp_path / "gone"))
         before = open_descriptors()
-        async with process(blog, tree=tmp_path / "gone") as server:
+        async with process(blog, launch=gone) as server:
             assert await server.ready.wait() == f"no such directory: {tmp_path / 'gone'}"
         assert open_descriptors() == before
 
@@ -93,9 +95,9 @@ async def test_a_running_server_is_written_down_with_its_start_time(tmp_path: Pa
     """P83."""
     async with site(tmp_path) as blog, process(blog) as server:
         assert await server.ready.wait() is None
-        (record,) = blog.gates.iterdir()
+        (record,) = serverrecords.alive(blog.records)
         assert server.pid is not None
-        assert record.read_text().split() == [str(server.pid), str(start_time(server.pid))]
+        assert (record.pid, record.started) == (server.pid, start_time(server.pid))
 
 
 @pytest_twisted.ensureDeferred
@@ -236,7 +238,16 @@ async def test_a_request_outlives_the_death_of_the_master(tmp_path: Path) -> Non
 
 LEAVES_A_CHILD = """
 import subprocess
-subprocess.Popen(["sh", "-c", 'trap "echo asked >> asked" TERM; touch child; while :; do sleep 0.02; done'])
+subprocess.Popen(["sh", "-c", 'trap "echo asked >> asked" TERM; echo $$ > child; while :; do sleep 0.02; done'])
+"""
+LEAVES_A_DAEMON = """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    open("daemon", "w").close()
+    while not os.path.exists("daemon-may-end"):
+        time.sleep(0.01)
+    os._exit(0)
 """
 
 
@@ -247,6 +258,33 @@ async def test_what_the_app_has_left_behind_is_asked_once_and_then_ended(tmp_pat
         async with process(blog, launch, drain_limit=1.0) as server:
             assert await server.ready.wait() is None
             await until((launch.tree.path / "child").exists)
+            child = int((launch.tree.path / "child").read_text())
             server.drain()
-            await server.swept.wait()
+            await soon(server.swept.wait())
         assert (launch.tree.path / "asked").read_text() == "asked\n"
+        assert start_time(child) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_daemon_that_the_app_has_left_behind_does_not_keep_our_pipes_open(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        launch = blog.launch(LEAVES_A_DAEMON + GOOD)
+        async with process(blog, launch) as server:
+            assert await server.ready.wait() is None
+            await until((launch.tree.path / "daemon").exists)
+            server.drain()
+            await soon(server.swept.wait())
+            assert cast("Any", server.transport).pipes == {}, "our ends are open"
+            (launch.tree.path / "daemon-may-end").touch()
+            await until(lambda: processes_in(tmp_path) == [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_zombies_that_nobody_reaps_are_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container without an init."""
+    monkeypatch.setattr(generation, "group_exists", lambda pid: True)
+    monkeypatch.setattr(generation, "SWEEP_PATIENCE", 0.1)
+    async with site(tmp_path) as blog, process(blog, blog.launch(HANGS), drain_limit=600.0) as server:
+        server.drain()
+        await soon(server.swept.wait())
+        await until(lambda: processes_in(tmp_path) == [])

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet import process as twisted_process
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from twisted_hook import process
+from twisted_hook import leftovers, process
 from twisted_hook.deploymentlog import CAP
 from twisted_hook.model import Command, CommandResult
 from twisted_hook.process import STDOUT_CAP, TAIL_CAP, TAIL_LINES, SpawningRunner
@@ -334,6 +335,67 @@ async def test_commands_that_run_at_the_same_time_do_not_mix() -> None:
         assert result.status == number
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_ends_before_its_start_is_over_is_a_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twisted reaps it while it starts it, and forgets its pid."""
+
+    def register_late(pid: int, process: object) -> None:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        register(pid, process)
+
+    register = twisted_process.registerReapProcessHandler
+    monkeypatch.setattr(twisted_process, "registerReapProcessHandler", register_late)
+    result = await SpawningRunner(reactor, records=tmp_path).run(shell("echo quick; exit 3"))
+    assert (result.status, result.tail) == (3, "quick")
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is written down of it.
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_is_on_record_while_it_runs(tmp_path: Path) -> None:
+    records = tmp_path / "commands"
+    records.mkdir()
+    result = await SpawningRunner(reactor, records=records).run(shell(f"sleep 0.1; cat {records}/$$.pid; echo $$"))
+    pid, started, own = result.stdout.split()
+    assert (pid, started.isdigit()) == (own, True)
+    assert list(records.iterdir()) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_cannot_be_recorded_runs_all_the_same(tmp_path: Path) -> None:
+    assert (await SpawningRunner(reactor, records=tmp_path / "none").run(shell("true"))).ok
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_killed_hookdeploy_was_running_is_ended_by_the_next(tmp_path: Path) -> None:
+    """P83: it would go on writing into a tree that the next one is about to remove."""
+    script = """
+import os, sys
+from pathlib import Path
+from twisted.internet.defer import Deferred
+from twisted.internet.task import react
+from twisted_hook.model import Command
+from twisted_hook.process import SpawningRunner
+
+here = Path(sys.argv[1])
+command = Command("step", ("sh", "-c", sys.argv[2]), {"PATH": os.environ["PATH"]}, cwd=here)
+react(lambda reactor: Deferred.fromCoroutine(SpawningRunner(reactor, records=here).run(command)))
+"""
+    step = SLEEPERS + "echo $$ > leader; mv leader there; wait"
+    killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), step], cwd=ROOT)  # noqa: ASYNC220
+    await until(lambda: (tmp_path / "there").exists() and any(tmp_path.glob("*.pid")))
+    killed.kill()
+    killed.wait()
+    assert all(alive(pid) for pid in pids(tmp_path, "there", "first", "second"))
+    leftovers.end_all(tmp_path)
+    await all_end(tmp_path, "there", "first", "second")
+    assert list(tmp_path.glob("*.pid")) == []
+
+
 # How much of what it prints is kept.
 
 
@@ -365,7 +427,8 @@ async def test_the_last_lines_can_be_displayed() -> None:
         pytest.param("head -c 50000000 /dev/zero | tr '\\0' x", id="a-line-of-50-MB"),
         pytest.param("head -c 20000000 /dev/urandom", id="invalid-UTF-8"),
         pytest.param(
-            r"""yes "$(printf '\033[31mred\033[0m\033]0;title\007')" | head -c 40000000""", id="escape-sequences"
+            r"""yes "$(printf '\033[31mred, and some words more\033[0m\033]0;title\007')" | head -c 16000000""",
+            id="escape-sequences",
         ),
     ],
 )
@@ -387,12 +450,13 @@ def test_a_flood_of_output_takes_little_memory_and_leaves_a_readable_log(script:
 FLOOD = """
 import os, resource, sys
 from pathlib import Path
+from twisted.internet import process as twisted_process
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import react
-from twisted_hook import process
+from twisted_hook import leftovers, process
 from twisted_hook.deploymentlog import FileLog
-from twisted_hook import process
+from twisted_hook import leftovers, process
 from twisted_hook.deploymentlog import CAP
 from twisted_hook.model import Command
 from twisted_hook.process import SpawningRunner

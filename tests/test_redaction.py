@@ -131,6 +131,13 @@ class CleanTests(SynchronousTestCase):
         for character in ("\0", "\x08", "\x1b", "\x7f", "\x9b", "\u2028", "\u202e", "\u2066"):
             self.assertEqual(clean(f"a{character}\n"), "a\N{REPLACEMENT CHARACTER}\n")
 
+    def test_half_characters_are_replaced(self) -> None:
+        """A lone surrogate could not be encoded by whoever writes the text."""
+        for character in ("\ud800", "\udbff", "\udc00", "\udce9", "\udfff"):
+            self.assertEqual(clean(f"a{character}b"), "a\N{REPLACEMENT CHARACTER}b")
+        self.assertEqual(clean("\N{PILE OF POO}"), "\N{PILE OF POO}")
+        clean("".join(map(chr, range(0xD7FF, 0xE001)))).encode()
+
     def test_a_title_without_an_end_does_not_hide_what_follows(self) -> None:
         self.assertEqual(clean("\x1b]0;title\nan error\n"), "0;title\nan error\n")
         self.assertIn("an error", clean("\x1b]" + "x" * 5000 + "an error"))

@@ -116,6 +116,15 @@ class TheGoodLife(GenerationCase):
         self.open_the_gate()
         self.did("checking", "open_gate")
 
+    def test_a_configuration_that_is_reported_again_behind_the_gate_changes_nothing(self) -> None:
+        """gunicorn reads it again on a SIGHUP of somebody's."""
+        self.open_the_gate()
+        self.life.starting(3)
+        self.did("checking", "open_gate")
+        self.life.worker_booted(11)
+        self.life.worker_booted(12)
+        self.did("checking", "open_gate", "serving")
+
     def test_one_of_two_accepting_workers_is_not_service(self) -> None:
         self.open_the_gate()
         self.life.worker_booted(11)

@@ -12,9 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 
 from twisted.internet import reactor as global_reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
@@ -24,6 +25,7 @@ from twisted_hook.config import AppConfig
 from twisted_hook.model import Commit, Environment, Launch, Phase, Tree
 from twisted_hook.process import Reactor
 
+T = TypeVar("T")
 REACTOR = cast("Reactor", global_reactor)
 PATIENCE = 20.0
 """Seconds after which a condition that does not come true fails its test."""
@@ -40,6 +42,12 @@ def application(environ, start_response):
             time.sleep(0.01)
     start_response("200 OK", [("Content-Type", "text/plain")])
     return [TEXT]
+"""
+ASYNCHRONOUS = """
+async def application(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": TEXT})
 """
 IMPORT_ERROR = 'raise RuntimeError("no settings found")\n'
 NO_ATTRIBUTE = "app = None\n"
@@ -79,17 +87,27 @@ class Site:
     def __init__(self, directory: Path, bind: str, **configured: Any) -> None:
         self.directory = directory
         self.log = directory / "server.log"
-        self.gates = directory / "gates"
-        self.gates.mkdir()
+        self.records = directory / "servers"
+        self.records.mkdir()
         self.listener = sockets.listen(bind)
         self.app = AppConfig(
             name="blog", hook="blog", wsgi="wsgi:application", bind=bind, **{"workers": 1, "drain": 10.0, **configured}
         )
         self.phases: list[Phase] = []
-        self.server = GunicornServer(
-            REACTOR, app=self.app, listener=self.listener, gates=self.gates, log=self.log, now=time.time
-        )
+        self.server = self.new_server()
         self.releases = 0
+
+    def new_server(self) -> GunicornServer:
+        """A server that knows of nothing but what is on disk, as after a start of hookdeploy."""
+        return GunicornServer(
+            REACTOR,
+            app=self.app,
+            listener=self.listener,
+            records=self.records,
+            log=self.log,
+            now=time.time,
+            shown=lambda text: text,
+        )
 
     @property
     def address(self) -> int | str:
@@ -138,12 +156,12 @@ async def site(directory: Path, bind: str = "127.0.0.1:0", **configured: Any) ->
     try:
         yield made
     finally:
-        await made.server.stop()
+        await soon(Deferred.fromCoroutine(made.server.stop()))
         left = made.processes()
         for pid in left:
             os.kill(pid, 9)
         assert not left, "processes are left"
-        assert not list(made.gates.iterdir()), "gates or records are left"
+        assert not list(made.records.iterdir()), "records are left"
 
 
 def processes_in(directory: Path) -> list[int]:
@@ -166,6 +184,11 @@ async def until(condition: Callable[[], object], what: str = "") -> None:
     while not condition():
         assert time.monotonic() < end, f"waited in vain for {what or condition}"
         await deferLater(global_reactor, 0.01)
+
+
+async def soon(waiting: Deferred[T]) -> T:
+    """What comes of it, within a limit."""
+    return await waiting.addTimeout(PATIENCE, REACTOR)
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
-from twisted_hook.model import Delivery, Deployment, Refused
+from twisted_hook.model import Delivery, Deployment, Outcome, Refused
 from twisted_hook.site import GuardedRequest
 
 LONGEST_LIST = 500
@@ -123,7 +123,7 @@ class Api:
 
     async def _app(self, app: App) -> dict[str, Any]:
         launch = app.server.launch if app.server else None
-        last = await self._journal.last(app.name)
+        last = None if launch else await self._last_deployed(app.name)
         serving = launch.tree if launch else None
         return {
             "name": app.name,
@@ -136,6 +136,11 @@ class Api:
             "running": _id(app.lane.running),
             "waiting": _id(app.lane.waiting),
         }
+
+    async def _last_deployed(self, app: str) -> Deployment | None:
+        """What an app without a server is at."""
+        found = await self._journal.deployments(app=app, limit=LONGEST_LIST)
+        return next((each for each in found if each.outcome is Outcome.DEPLOYED), None)
 
 
 def deployment_json(deployment: Deployment) -> dict[str, Any]:

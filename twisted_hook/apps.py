@@ -9,6 +9,7 @@ import socket
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from twisted_hook.boundaries import Checkout, CommandRunner, DeploymentLog, Envi
 from twisted_hook.clone import Clone
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, ConfigError
-from twisted_hook.configfile import read_env_file
+from twisted_hook.configfile import SHORTEST_REDACTED, read_env_file
 from twisted_hook.deploy import Story
 from twisted_hook.deploymentlog import FileLog
 from twisted_hook.environments import KeyedEnvironments, OwnEnvironments
@@ -28,6 +29,9 @@ from twisted_hook.model import StepFailed
 from twisted_hook.process import Reactor
 from twisted_hook.redaction import Redactor
 from twisted_hook.releases import Releases, mirror_name
+
+LOGS_KEPT = 1000
+"""Logs of deployments, of all apps together."""
 
 
 @dataclass
@@ -44,7 +48,14 @@ class Tools:
     locks: defaultdict[str, DeferredLock] = field(default_factory=lambda: defaultdict(DeferredLock))
     """One for each repository."""
 
+    def shown(self, text: str) -> str:
+        """Text from outside with its secrets masked and its control characters made harmless."""
+        return self.redactor.text(text)
+
     def open_log(self, deployment: str) -> DeploymentLog:
+        logs = sorted((self.state / "logs").glob("[0-9]*.log"))  # their names are ids, which sort by time
+        for old in logs[:-LOGS_KEPT]:
+            old.unlink(missing_ok=True)
         return FileLog(self.state / "logs" / f"{deployment}.log", self.redactor, self.now)
 
 
@@ -60,9 +71,10 @@ class App:
                 tools.reactor,
                 app=config,
                 listener=listener,
-                gates=gates_of(tools.state, config.name),
+                records=servers_of(tools.state, config.name),
                 log=tools.state / "logs" / f"{config.name}.server.log",
                 now=tools.now,
+                shown=tools.shown,
             )
         story = self._story()
         self.lane = Lane(tools.reactor, story=story, lock=self._lock(story), journal=tools.journal, now=tools.now)
@@ -88,6 +100,12 @@ class App:
         self.lane.configure(story, self._lock(story))
         self.lane.resume()
 
+    async def leave(self) -> None:
+        """End what is being deployed, and leave what serves to the next hookdeploy."""
+        await self.lane.stop()
+        if self.server is not None:
+            self.server.leave()
+
     async def stop(self) -> None:
         await self.lane.stop()
         if self.server is not None:
@@ -102,11 +120,17 @@ class App:
             checkout=self._checkout(),
             environments=self._environments(),
             server=self.server,
-            open_log=tools.open_log,
+            open_log=self._open_log,
             declared=self._declared,
             ambient=tools.ambient,
             now=tools.now,
+            shown=tools.shown,
         )
+
+    def _open_log(self, deployment: str) -> DeploymentLog:
+        with suppress(StepFailed):  # it will be said when the deployment wants them
+            self._declared()
+        return self._tools.open_log(deployment)
 
     def _lock(self, story: Story) -> DeferredLock:
         return self._tools.locks[story.checkout.repository]
@@ -145,6 +169,7 @@ class App:
             version=sys.version,
             path=self._tools.ambient.path,
             timeout=self.config.step_timeout,
+            keep_newest=self.config.keep,
         )
 
     def _declared(self) -> Mapping[str, str]:
@@ -152,11 +177,15 @@ class App:
         if config.env_file is None:
             return config.env
         try:
-            return {**config.env, **read_env_file(config.env_file)}
+            read = read_env_file(config.env_file)
         except ConfigError as error:
             raise StepFailed(f"env_file: {error}") from error
+        self._tools.redactor = self._tools.redactor.knowing(
+            value for value in read.values() if len(value) >= SHORTEST_REDACTED
+        )
+        return {**config.env, **read}
 
 
-def gates_of(state: Path, app: str) -> Path:
-    """Where an app's gate files and the records of its servers are."""
-    return state / "apps" / app / "gates"
+def servers_of(state: Path, app: str) -> Path:
+    """Where an app's running servers are written down."""
+    return state / "apps" / app / "servers"

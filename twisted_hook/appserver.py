@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from twisted_hook import commands
+from twisted_hook import commands, serverrecords
+from twisted_hook.adoption import AdoptedServer
 from twisted_hook.boundaries import AppServer
 from twisted_hook.config import AppConfig
 from twisted_hook.generation import Orders, ServerProcess
 from twisted_hook.model import Environment, Launch, Phase, ServerStatus, StepFailed
-from twisted_hook.process import Reactor
+from twisted_hook.process import Reactor, signal_group
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 STEADY = 60.0
@@ -44,18 +47,21 @@ class GunicornServer:
         *,
         app: AppConfig,
         listener: socket.socket,
-        gates: Path,
+        records: Path,
         log: Path,
         now: Callable[[], float],
+        shown: Callable[[str], str],
     ) -> None:
+        """``shown`` makes text from outside fit for the log."""
         self._reactor = reactor
         self._app = app
         self._listener = listener
         self._abandoned: list[socket.socket] = []
         """Listeners that the running generation may still need."""
-        self._gates = gates
+        self._records = records
         self._log_file = log
         self._now = now
+        self._shown = shown
         self._turn = DeferredLock()  # two may want it: the lane, and a revival
         self._serving: ServerProcess | None = None
         self._launch: Launch | None = None
@@ -74,9 +80,8 @@ class GunicornServer:
     def configure(self, app: AppConfig, listener: socket.socket) -> None:
         """What the next generation is started with; the running one is not touched."""
         self._app = app
-        if listener is not self._listener:
-            self._abandoned.append(self._listener)
-            self._listener = listener
+        self._abandoned.append(self._listener)
+        self._listener = listener
 
     async def swap(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
         """Start a generation for ``launch``; when it serves, drain the one before it. Raises ``StepFailed``."""
@@ -89,10 +94,46 @@ class GunicornServer:
                 if self._serving is None:
                     self._do_without()
 
+    def adopt(self) -> Launch | None:
+        """Take over what an earlier hookdeploy has left running; what it serves, if it serves.
+
+        The newest that was let through its gate serves; older ones drain, as they were about to. One that was still at
+        its gate has never met a request, and is killed.
+        """
+        for record in serverrecords.alive(self._records):
+            if not serverrecords.gate_is_open(record.pid):
+                signal_group(record.pid, signal.SIGKILL)
+                continue
+            try:
+                server = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)
+            except ProcessLookupError:
+                continue
+            self._watch(server)
+            if record.draining:
+                server.drain()
+            else:
+                self._serve_with(server, record.launch)
+                self._log.info("{app}: server {pid} serves on", app=self._app.name, pid=record.pid)
+        return self._launch
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what serves was started otherwise than it would be started now."""
+        if self._serving is None or self._launch is None:
+            return True
+        return not self._serving.was_started_by(self._orders(self._launch))
+
     async def start(self, launch: Launch) -> None:
         """Serve this, at once or as soon as it can be."""
         self._launch = launch
         await self._revive()
+
+    def leave(self) -> None:
+        """Leave whatever runs to the next hookdeploy."""
+        self._stopping = True
+        self._cancel_revival()
+        self._abandoned.append(self._listener)
+        self._close_abandoned()
 
     async def stop(self) -> None:
         """Drain whatever runs and close the socket; nothing is left when this returns."""
@@ -109,20 +150,33 @@ class GunicornServer:
     async def _replace(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
         if self._stopping:
             raise StepFailed("hookdeploy is stopping")
+        self._tell_source(launch.environment)
         candidate = ServerProcess(self._reactor, self._orders(launch), entered)
-        self._alive.add(candidate)
-        candidate.over.wait().addCallback(self._ended, candidate)
-        candidate.swept.wait().addCallback(lambda _: self._alive.discard(candidate))
+        self._watch(candidate)
         if self._serving is None:
             self._become("starting")
         candidate.start()
         await self._until_serving(candidate)
-        old, self._serving, self._launch = self._serving, candidate, launch
+        self._serve_with(candidate, launch)
+        self._close_abandoned()
+
+    def _watch(self, process: ServerProcess) -> None:
+        self._alive.add(process)
+        process.over.wait().addCallback(self._ended, process)
+        process.swept.wait().addCallback(lambda _: self._alive.discard(process))
+
+    def _serve_with(self, process: ServerProcess, launch: Launch) -> None:
+        old, self._serving, self._launch = self._serving, process, launch
         self._serving_since = self._reactor.seconds()
-        self._become("serving", candidate)
+        self._become("serving", process)
+        self._log.info(
+            "{app}: serving {revision} on {bind}",
+            app=self._app.name,
+            revision=launch.tree.commit.revision[:7],
+            bind=self._app.bind,
+        )
         if old is not None:
             old.drain()
-        self._close_abandoned()
 
     def _do_without(self) -> None:
         """Nothing serves: go back to what has served, if there is such a thing."""
@@ -130,6 +184,9 @@ class GunicornServer:
             self._revive_later("the new one did not start either")
         elif not self._stopping:
             self._become("down", reason="the new server did not start")
+            self._log.warn(
+                "{app}: nothing is served on {bind} yet; connections wait", app=self._app.name, bind=self._app.bind
+            )
 
     async def _until_serving(self, candidate: ServerProcess) -> None:
         try:
@@ -142,9 +199,11 @@ class GunicornServer:
         if problem is not None:
             raise StepFailed(f"the new server did not start: {problem}", tail=candidate.last_words())
 
+    def _as_recorded(self, record: serverrecords.Record) -> Orders:
+        return replace(self._orders(record.launch), argv=record.argv, bind=record.bind)
+
     def _orders(self, launch: Launch) -> Orders:
         app, environment = self._app, launch.environment
-        self._tell_source(environment)
         return Orders(
             argv=commands.gunicorn(
                 interpreter=environment.interpreter,
@@ -156,10 +215,10 @@ class GunicornServer:
                 arguments=app.gunicorn,
                 wsgi=app.wsgi or "",
             ),
-            env=launch.env,
-            tree=launch.tree.path,
+            launch=launch,
+            bind=app.bind,
             listener=self._listener,
-            records=self._gates,
+            records=self._records,
             log=self._log_file,
             health=app.health,
             boot_limit=app.health_timeout,
@@ -194,7 +253,7 @@ class GunicornServer:
             "{app}: the server ended by itself: {how}\n{words}",
             app=self._app.name,
             how=how,
-            words=process.last_words(),
+            words=self._shown(process.last_words()),
         )
         if not self._turn.locked:
             self._revive_later(how)
@@ -228,7 +287,7 @@ class GunicornServer:
                 await self._replace(self._launch, lambda phase: None)
             except StepFailed as failed:
                 self._deaths += 1
-                self._log.error("{app}: {reason}", app=self._app.name, reason=failed.reason)
+                self._log.error("{app}: {reason}", app=self._app.name, reason=self._shown(failed.reason))
                 self._revive_later(failed.summary)
 
     def _close_abandoned(self) -> None:

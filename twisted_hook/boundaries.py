@@ -118,6 +118,9 @@ class Environments(Protocol):
         ``env`` is the whole environment of the commands that make it.
         """
 
+    async def keep(self, run: CommandRunner, environment: Environment) -> None:
+        """The environment serves now: let go of those that nobody needs."""
+
 
 class DeploymentLog(Protocol):
     """What a deployment's commands print, for people."""
@@ -140,6 +143,13 @@ class AppServer(Protocol):
     @property
     def launch(self) -> Launch | None:
         """What serves, or is to serve again as soon as it can."""
+
+    @property
+    def outdated(self) -> bool:
+        """Whether what serves was started otherwise than it would be started now."""
+
+    def adopt(self) -> Launch | None:
+        """Take over what an earlier hookdeploy has left running; what it serves, if it serves."""
 
     async def start(self, launch: Launch) -> None:
         """Serve this, at once or as soon as it can be. Never raises ``StepFailed``."""

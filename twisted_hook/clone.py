@@ -16,8 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from twisted_hook.boundaries import Checkout, CommandRunner
-from twisted_hook.commands import Ambient, Git, protocols_of
-from twisted_hook.model import Commit, StepFailed, Tree
+from twisted_hook.commands import Ambient, Git, protocols_of, reading
+from twisted_hook.model import CommandResult, Commit, StepFailed, Tree
 from twisted_hook.process import STDOUT_CAP
 from twisted_hook.redaction import clean
 from twisted_hook.repository import Repository, failed, git_runs_in
@@ -55,6 +55,7 @@ class Clone:
         return Repository(Git(self.ambient, self.path, protocols, in_place=True))
 
     async def fetch(self, run: CommandRunner) -> Commit:
+        await self._tidy_up(run)
         url = await self._git().ask(run, "remote", "get-url", "origin", failing=f"{self.path} has no remote origin")
         git = self._git(protocols_of(url.strip()))
         await git.ask(
@@ -62,6 +63,7 @@ class Clone:
             "fetch",
             "--no-tags",
             "--prune",
+            *reading(url.strip()),
             "--end-of-options",
             "origin",
             f"+refs/heads/{self.branch}:{self._tip}",
@@ -70,11 +72,11 @@ class Clone:
         return await git.commit(run, self._tip)
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
-        await self._tidy_up(run)
         status = await self._status(run)
         if status.branch != self.branch:
             raise StepFailed(f"{self.path} is on {status.branch or 'no branch'}, not on {self.branch}; switch it back")
         before = await self._git().commit(run, "HEAD")
+        self._note(self._before, f"{before.revision}\n")
         match self.update:
             case "rebase":
                 _refuse_changes(self.path, status.changed)
@@ -91,12 +93,24 @@ class Clone:
         return after
 
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
-        """Nothing to do: the clone is its own current tree."""
+        """The clone is its own current tree: there is no way back to be remembered any more."""
+        self._before.unlink(missing_ok=True)
 
     async def discard(self, run: CommandRunner, tree: Tree) -> None:
-        """Nothing to do: there is no other tree to go back to."""
+        """Go back to the commit that serves: its workers load what is on disk whenever gunicorn starts one again."""
+        before = _text(self._before).strip()
+        if not before or before == tree.commit.revision:
+            return
+        # --keep: what a step has changed in the clone is in the way of going back, and is not thrown away.
+        await self._git().ask(
+            run, "reset", "--keep", before, failing=f"{self.path} could not be put back to {before[:7]}"
+        )
+        await self._forget_bytecode(run, tree.commit, await self._git().commit(run, "HEAD"))
+        self._before.unlink(missing_ok=True)
 
     async def current(self, run: CommandRunner) -> Tree | None:
+        if self._rebasing.exists():  # hookdeploy died in the midst of it
+            await self._tidy_up(run)
         return await self._head(run)
 
     async def _head(self, run: CommandRunner) -> Tree:
@@ -127,8 +141,10 @@ class Clone:
         return parse_status(os.fsdecode(result.stdout))
 
     async def _rebase(self, run: CommandRunner, before: Commit, commit: Commit) -> None:
-        self._rebasing.parent.mkdir(parents=True, exist_ok=True)
-        self._rebasing.write_text(f"{before.revision} {commit.revision}\n")
+        self._note(self._rebasing, f"{before.revision} {commit.revision}\n")
+        if (await self._fast_forward(run, commit)).ok:
+            self._rebasing.unlink()
+            return
         # --fork-point: what the origin has taken back by a forced push is no local commit.
         result = await self._git().run(run, "rebase", "--fork-point", "--onto", commit.revision, self._tip)
         if not result.ok:
@@ -136,19 +152,26 @@ class Clone:
             raise failed(f"{self.path} could not be rebased and is as it was", result)
         self._rebasing.unlink()
 
+    async def _fast_forward(self, run: CommandRunner, commit: Commit) -> CommandResult:
+        """The usual case, and a quarter of what a rebase costs."""
+        return await self._git().run(run, "merge", "--ff-only", "--quiet", "--no-stat", commit.revision)
+
     async def _tidy_up(self, run: CommandRunner) -> None:
         """Take back a rebase of ours that conflicts, or in which hookdeploy died; one of a person's is theirs."""
         said = await self._git().ask(
             run,
             "rev-parse",
             "--path-format=absolute",
-            *("--git-path", "rebase-merge", "--git-path", "rebase-apply", "--git-path", "index.lock"),
+            *("--git-path", "rebase-merge", "--git-path", "rebase-apply"),
+            *(word for lock in self._locks for word in ("--git-path", lock)),
             failing=f"{self.path} could not be examined",
         )
-        *places, lock = map(Path, said.splitlines())
-        if lock.exists() and not git_runs_in(self.path):
-            lock.unlink()  # a killed git has left it, and it would be in the way for ever
-        for place in places:
+        merge, apply, *locks = map(Path, said.splitlines())
+        left = [lock for lock in locks if lock.exists()]
+        if left and not git_runs_in(self.path):
+            for lock in left:
+                lock.unlink()  # a killed git has left it, and it would be in the way for ever
+        for place in (merge, apply):
             if not place.exists():
                 continue
             if not self._is_ours(place):
@@ -211,6 +234,20 @@ class Clone:
         return f"refs/remotes/origin/{self.branch}"
 
     @property
+    def _locks(self) -> tuple[str, ...]:
+        """The locks that our commands take."""
+        return ("index.lock", "HEAD.lock", f"refs/heads/{self.branch}.lock", f"{self._tip}.lock")
+
+    def _note(self, file: Path, text: str) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+
+    @property
+    def _before(self) -> Path:
+        """While a deployment is under way: the commit that served before it."""
+        return self.directory / "before"
+
+    @property
     def _rebasing(self) -> Path:
         """While a rebase that we began is under way: from which commit, onto which."""
         return self.directory / "rebasing"
@@ -241,7 +278,8 @@ def _refuse_changes(path: Path, changed: tuple[str, ...]) -> None:
     shown = (clean(os.fsencode(name).decode("utf-8", "replace")) for name in changed[:MOST_NAMES])
     names = ", ".join(shown) + (" …" if len(changed) > MOST_NAMES else "")
     raise StepFailed(
-        f'{path} has local changes: {names}. Commit them, put them away with git stash, or set update = "reset"'
+        f"{path} has local changes: {names}. Commit them, or put them away with git stash "
+        '(update = "reset" in hookdeploy.toml overwrites them)'
     )
 
 

@@ -6,9 +6,11 @@ ids are passed on; what could look like an option stands behind ``--end-of-optio
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote
 
 from twisted_hook.model import Command
 
@@ -126,11 +128,32 @@ def protocols_of(url: str) -> str:
 
     git splits the list at colons, so that ``ext::https`` in it would allow ``ext``.
     """
+    if url.startswith(("/", ".")):
+        return "file"
     scheme, separator, _ = url.partition("://")
     if separator and "::" not in scheme:
         return scheme if scheme in _TRANSPORTS else "none"
     host, colon, _ = url.partition(":")
     return "ssh" if colon and "/" not in host else "file"
+
+
+def reading(url: str) -> tuple[str, ...]:
+    """The options with which git reads a repository on this machine that belongs to somebody else.
+
+    ``git-upload-pack`` refuses it unless told otherwise, and sees nothing of our ``-c`` (git documentation,
+    safe.directory). git has a shell execute the option's value: the path in it is quoted.
+    """
+    if protocols_of(url) != "file":
+        return ()
+    path = (unquote(url.removeprefix("file://")) if url.startswith("file://") else url).rstrip("/")
+    places = (path, f"{path}/.git", f"{path}.git")  # where git looks
+    trusted = " ".join(f"-c safe.directory={shlex.quote(place)}" for place in places)
+    return (f"--upload-pack=git {trusted} upload-pack",)
+
+
+def removal(path: str, *doomed: Path) -> Command:
+    """Removes whole trees, in a child: a large one would hold the reactor up. ``path`` is where ``rm`` is found."""
+    return Command("rm", ("rm", "-rf", "--", *map(str, doomed)), {"PATH": path, "LC_ALL": "C"})
 
 
 def step_environment(ambient: Ambient, *, declared: Mapping[str, str], context: Mapping[str, str]) -> dict[str, str]:

@@ -30,7 +30,8 @@ __all__ = ["DEFAULT_NAME", "Settings", "load", "prepare_state", "read_env_file"]
 
 DEFAULT_NAME = "hookdeploy.toml"
 _STATE_DIRECTORIES = ("mirrors", "apps", "logs")
-_SHORTEST_REDACTED = 8
+SHORTEST_REDACTED = 8
+"""Characters: shorter values of variables are no secrets, and would be masked all over the place."""
 _TELLING_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "KEY", "CREDENTIAL")
 
 
@@ -130,7 +131,7 @@ def _to_redact(config: Config, survey: Survey) -> tuple[str, ...]:
     secrets = [secret.decode("utf-8", "replace") for secret in survey.secrets.values()]
     passwords = [clone.password for clone in survey.clones.values() if clone.password]
     values = [*survey.env_values, *_telling_values(config), *passwords]
-    return tuple(dict.fromkeys((*secrets, *(value for value in values if len(value) >= _SHORTEST_REDACTED))))
+    return tuple(dict.fromkeys((*secrets, *(value for value in values if len(value) >= SHORTEST_REDACTED))))
 
 
 def _telling_values(config: Config) -> Iterator[str]:
@@ -149,6 +150,11 @@ def _warnings(config: Config, path: Path | None) -> Iterator[str]:
         if not _apps_of(config, hook):
             yield f"hooks.{hook.name}: no app uses it"
     for app in config.apps.values():
+        if app.repository and app.repository.startswith("/") and not Path(app.repository).exists():
+            yield (
+                f"apps.{app.name}.repository: {app.repository} does not exist; one at GitHub is written "
+                "https://github.com/acme/blog.git or git@github.com:acme/blog.git"
+            )
         for place, step in enumerate(() if app.build == "auto" else app.build):
             if word := looks_like_shell(step.argv):
                 yield (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.logger import Logger
+from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from twisted_hook.boundaries import AppServer, Checkout, CommandRunner, DeploymentLog, Environments, Journal
@@ -51,13 +51,22 @@ class Story:
     """What the app declares for its environment, read anew. Raises ``StepFailed``."""
     ambient: Ambient
     now: Callable[[], float]
+    shown: Callable[[str], str]
+    """Text from outside with its secrets masked and its control characters made harmless."""
 
     def deploying(self, deployment: Deployment) -> Deploying:
         return Deploying(self, deployment)
 
     async def resume(self) -> bool:
         """Serve the current tree, after a start or a change of configuration. False if there is none yet."""
+        adopted = self.server.adopt() if self.server is not None and self.server.launch is None else None
         tree = await self.checkout.current(self.runner)
+        if self.server is not None and adopted is not None:
+            if tree is None or tree.release != adopted.tree.release:
+                await self.checkout.keep(self.runner, adopted.tree)  # it served, but could not be made current any more
+            if not self.server.outdated:
+                return True
+            tree = adopted.tree
         if tree is None:
             return False
         if self.server is not None:
@@ -69,6 +78,12 @@ class Story:
             else:
                 await self.server.swap(launch, lambda phase: None)
         return True
+
+    async def was_never_built(self) -> bool:
+        """Whether the app has steps, and no deployment has run them yet: an existing clone at the first start."""
+        if self.app.build in ("auto", ()):
+            return False
+        return await self.journal.last(self.app.name) is None
 
     async def _last_id(self) -> str:
         try:
@@ -111,6 +126,10 @@ class Deploying:
         self._app = story.app
         self._log = story.open_log(deployment.id)
         self._previous: str | None = None
+        self._commit = "the tip"
+        """What is deployed, in words."""
+        self.ended = False
+        """Its outcome is in the journal."""
 
     async def obtain(self) -> Tree | None:
         """Fetch and check out what is to be deployed; None if it has ended here. Wants the repository's lock."""
@@ -165,6 +184,7 @@ class Deploying:
         else:
             launch = Launch(tree, environment, story.serving(env, environment))
             await self._swap(story.server, launch)
+        await story.environments.keep(self, environment)
         await self._finish(Outcome.DEPLOYED)
         return True
 
@@ -185,7 +205,8 @@ class Deploying:
         limit = self._app.step_timeout if step.timeout is None else step.timeout
         started = self._story.now()
         result = await self.run(Command(step.name, step.argv, {**env, **step.env}, cwd=tree.path, timeout=limit))
-        done = Step(step.name, " ".join(step.argv), started, result.seconds, result.verdict)
+        name, command = self._story.shown(step.name), self._story.shown(" ".join(step.argv))
+        done = Step(name, command, started, result.seconds, result.verdict)
         await self._story.journal.add_step(self._deployment.id, done)
         if not result.ok:
             raise StepFailed(f"step {step.name!r} failed: {result.verdict}", tail=result.tail)
@@ -220,6 +241,8 @@ class Deploying:
             raise
         except StepFailed as failed:
             await self._finish(Outcome.FAILED, failed.reason)
+        except OSError as error:
+            await self._finish(Outcome.FAILED, f"{error.strerror}: {error.filename}")
         except JournalUnavailable as problem:
             await self._finish(Outcome.FAILED, f"the journal: {problem}")
         except Exception as fault:  # noqa: BLE001 - a bug ends its deployment, and the lane lives on
@@ -228,11 +251,14 @@ class Deploying:
         return None
 
     async def _finish(self, outcome: Outcome, reason: str = "") -> None:
+        reason = self._story.shown(reason)
         self._log.heading(f"{outcome}{': ' if reason else ''}{reason}")
-        self._logger.info(
-            "{app}: deployment {deployment} {outcome}{reason}",
+        self._logger.emit(
+            LogLevel.error if outcome is Outcome.FAILED else LogLevel.info,
+            "{app}: deployment {deployment} of {commit} {outcome}{reason}",
             app=self._app.name,
             deployment=self._deployment.id,
+            commit=self._commit,
             outcome=str(outcome),
             reason=f": {reason}" if reason else "",
         )
@@ -241,6 +267,7 @@ class Deploying:
             if outcome is Outcome.DEPLOYED:
                 await journal.advance(deployment, Phase.DONE, now)
             await journal.finish(deployment, outcome, now, reason=reason)
+            self.ended = True
         except JournalUnavailable as problem:
             self._logger.error("{app}: the journal: {problem}", app=self._app.name, problem=str(problem))
 
@@ -259,4 +286,5 @@ class Deploying:
             self._logger.error("{app}: the journal: {problem}", app=self._app.name, problem=str(failure.value))
 
     async def _describe(self, commit: Commit, release: str | None) -> None:
+        self._commit = self._story.shown(f"{commit.revision[:7]} {commit.subject!r}")
         await self._story.journal.describe(self._deployment.id, commit=commit, previous=self._previous, release=release)

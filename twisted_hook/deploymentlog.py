@@ -5,6 +5,7 @@ Touches that file only. It never fails a deployment: a log that cannot be writte
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,8 +75,8 @@ class FileLog:
             return
         try:
             if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-                self._path.chmod(0o600)
+                descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                self._file = os.fdopen(descriptor, "ab", buffering=0)
                 self._size = self._file.tell()  # an earlier attempt may have written to it
             self._file.write(data)
             self._size += len(data)

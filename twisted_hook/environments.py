@@ -9,17 +9,28 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from twisted_hook.boundaries import CommandRunner, Environments
+from twisted_hook.commands import removal
 from twisted_hook.model import Command, Environment, StepFailed, Tree
 from twisted_hook.repository import failed
 
-_INCLUDED = re.compile(r"^\s*(?:-r|--requirement|-c|--constraint)[\s=]*(\S+)", re.MULTILINE)
-_LOCAL = re.compile(r"^\s*(?:-e|--editable|file:|\.|/)|@\s*file:", re.MULTILINE)
+# The forms of pip's requirements files (pip documentation, requirements file format).
+_INCLUDED = re.compile(r"^[ \t]*(?:-r|--requirement|-c|--constraint)[ \t=]*([^\s#]+)", re.MULTILINE)
+_FOUND_IN = re.compile(r"^[ \t]*(?:-f|--find-links)[ \t=]*([^\s#]+)", re.MULTILINE)
+_LOCAL = re.compile(
+    r"^[ \t]*(?:-e|--editable|file:|\.|/|(?![a-z+]+://)[\w][^\s#@;\[]*(?:/|\.whl|\.zip|\.tar\.))|@[ \t]*file:",
+    re.MULTILINE,
+)
+"""A requirement that lies in the tree: a path, with or without a dot, or an archive."""
+_SOURCE_IN_TREE = re.compile(r"^source = \{ (?:editable|directory) = ", re.MULTILINE)
+"""In a uv.lock, a package that lies in the tree; ``virtual`` is one that is not installed."""
+
+COMPLETE = ".complete"
+"""The file in an environment that says that all of it is there, and when it was used last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +40,7 @@ class Recipe:
     name: str
     files: tuple[Path, ...]
     holds_the_project: bool
-    """The project itself is installed too, so that every commit needs an environment of its own."""
+    """Something of the tree itself is installed too, so that every release needs an environment of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,36 +56,51 @@ class KeyedEnvironments:
     path: str
     """Where ``uv`` is looked for."""
     timeout: float
+    keep_newest: int = 5
+    """How many are kept, by their last use, besides those for which a kept release asks."""
 
     async def prepare(self, run: CommandRunner, tree: Tree, env: Mapping[str, str]) -> Environment:
         recipe = recipe_for(tree.path)
         if recipe is None:
             return found_in(tree.path, self.interpreter)
-        directory = self.directory / self._key(recipe, tree)
-        complete = directory / ".complete"
-        if not complete.exists():
-            shutil.rmtree(directory, ignore_errors=True)  # half of one, from a run that was cut off
-            for name, argv in self._commands(recipe, directory):
-                result = await run.run(
-                    Command(
-                        name,
-                        argv,
-                        {**env, "UV_PROJECT_ENVIRONMENT": str(directory)},
-                        cwd=tree.path,
-                        timeout=self.timeout,
-                    )
-                )
-                if not result.ok:
-                    raise failed(f"{name} failed", result)
-            complete.touch()
+        directory = self.directory / self._key(recipe, tree.release)
+        if not (directory / COMPLETE).exists():
+            await self._make(run, recipe, directory, tree, env)
+        (directory / COMPLETE).touch()
         return existing(directory)
 
-    def _key(self, recipe: Recipe, tree: Tree) -> str:
+    async def keep(self, run: CommandRunner, environment: Environment) -> None:
+        """Remove what no kept release asks for and nobody has used for the longest time."""
+        if environment.directory is None or environment.directory.parent != self.directory:
+            return
+        retired = sorted(self.directory.iterdir(), key=_last_used)[: -self.keep_newest]
+        asked_for = {environment.directory.name, *(self._asked_for() if retired else ())}
+        for directory in retired:
+            if directory.name not in asked_for:
+                await run.run(removal(self.path, directory))
+
+    async def _make(
+        self, run: CommandRunner, recipe: Recipe, directory: Path, tree: Tree, env: Mapping[str, str]
+    ) -> None:
+        if directory.exists():  # half of one, from a run that failed or was cut off
+            await run.run(removal(self.path, directory))
+        for name, argv in self._commands(recipe, directory):
+            environment = {**env, "UV_PROJECT_ENVIRONMENT": str(directory)}
+            result = await run.run(Command(name, argv, environment, cwd=tree.path, timeout=self.timeout))
+            if not result.ok:
+                raise failed(f"{name} failed", result)
+
+    def _asked_for(self) -> set[str]:
+        releases = (self.directory.parent / "releases").glob("*")
+        return {self._key(recipe, release.name) for release in releases if (recipe := recipe_for(release))}
+
+    def _key(self, recipe: Recipe, release: str) -> str:
         digest = hashlib.sha256(f"{recipe.name}\0{self.interpreter}\0{self.version}\0".encode())
-        for file in recipe.files:
-            digest.update(f"{file.relative_to(tree.path)}\0".encode() + file.read_bytes() + b"\0")
+        for path in recipe.files:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
         if recipe.holds_the_project:
-            digest.update(tree.commit.revision.encode())
+            digest.update(release.encode())
         return digest.hexdigest()[:16]
 
     def _commands(self, recipe: Recipe, directory: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -102,15 +128,21 @@ class OwnEnvironments:
     async def prepare(self, run: CommandRunner, tree: Tree, env: Mapping[str, str]) -> Environment:
         return found_in(tree.path, self.interpreter)
 
+    async def keep(self, run: CommandRunner, environment: Environment) -> None:
+        """Nothing to do: it goes with its tree."""
+
 
 def recipe_for(tree: Path) -> Recipe | None:
     """What ``build = "auto"`` does with a tree; None where there is nothing to install."""
     project = tree / "pyproject.toml"
-    if (tree / "uv.lock").is_file():
-        return Recipe("uv.lock", _there(tree / "uv.lock", project), _is_a_package(project))
-    if (tree / "requirements.txt").is_file():
-        files = tuple(_with_included(tree / "requirements.txt", seen=set()))
-        return Recipe("requirements.txt", files, any(_LOCAL.search(_text(file)) for file in files))
+    lock, requirements = tree / "uv.lock", tree / "requirements.txt"
+    if lock.is_file():
+        with_project = (lock, project) if project.is_file() else (lock,)
+        return Recipe("uv.lock", with_project, _SOURCE_IN_TREE.search(_text(lock)) is not None)
+    if requirements.is_file():
+        files = tuple(_with_included(requirements, seen=set()))
+        in_tree = any(_LOCAL.search(_text(file)) for file in files)
+        return Recipe("requirements.txt", (*files, *_archives(files)), in_tree)
     if project.is_file():
         return Recipe("pyproject.toml", (project,), holds_the_project=True)
     return None
@@ -131,29 +163,26 @@ def existing(directory: Path) -> Environment:
     return Environment(directory / "bin" / "python", directory, version)
 
 
-def _is_a_package(project: Path) -> bool:
-    """Whether uv installs the project itself (uv documentation, build systems): it then points into one tree."""
-    if not project.is_file():
-        return False
-    try:
-        settings = tomllib.loads(_text(project))
-    except tomllib.TOMLDecodeError as error:
-        raise StepFailed(f"pyproject.toml: {error}") from error
-    return bool(settings.get("tool", {}).get("uv", {}).get("package", "build-system" in settings))
-
-
 def _with_included(file: Path, *, seen: set[Path]) -> Iterator[Path]:
     """A requirements file and those that it includes, as far as they exist."""
-    if file in seen or not file.is_file():
+    if file.resolve() in seen or not file.is_file():
         return
-    seen.add(file)
+    seen.add(file.resolve())
     yield file
     for name in _INCLUDED.findall(_text(file)):
         yield from _with_included(file.parent / name, seen=seen)
 
 
-def _there(*files: Path) -> tuple[Path, ...]:
-    return tuple(file for file in files if file.is_file())
+def _archives(requirements: Iterable[Path]) -> Iterator[Path]:
+    """What lies in the directories in which pip is to look for packages."""
+    for file in requirements:
+        for name in _FOUND_IN.findall(_text(file)):
+            yield from sorted(found for found in (file.parent / name).glob("*") if found.is_file())
+
+
+def _last_used(environment: Path) -> float:
+    complete = environment / COMPLETE
+    return complete.stat().st_mtime if complete.exists() else 0.0
 
 
 def _text(file: Path) -> str:

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,15 +20,16 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_hook import leftovers, supervision
-from twisted_hook.model import Phase
+from twisted_hook import serverrecords, supervision
+from twisted_hook.leftovers import start_time
+from twisted_hook.model import Launch, Phase
 from twisted_hook.once import Once
 from twisted_hook.process import CouldNotStart, Reactor, group_exists, last_lines, signal_group, spawn
 from twisted_hook.redaction import clean
+from twisted_hook.sockets import BACKLOG
 
-LISTENER, REPORTS, LIFELINE, GATE = 3, 4, 5, 6
+LISTENER, REPORTS, LIFELINE, GATE = 3, 4, 5, serverrecords.GATE
 """The descriptors that a generation inherits; ``gate.py`` knows the same numbers."""
-BACKLOG = 2048
 LONGEST_REPORT = 64 * 1024
 SHOWN_REPORT = 200
 LOG_CAP = 10 * 1024 * 1024
@@ -43,8 +44,8 @@ class Orders:
     """What a generation is started with."""
 
     argv: tuple[str, ...]
-    env: Mapping[str, str]
-    tree: Path
+    launch: Launch
+    bind: str
     listener: socket.socket
     records: Path
     """The directory in which running servers are written down."""
@@ -60,13 +61,20 @@ class ServerProcess(ProcessProtocol):
 
     _log = Logger()
 
-    def __init__(self, reactor: Reactor, orders: Orders, entered: Callable[[Phase], None]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        orders: Orders,
+        entered: Callable[[Phase], None],
+        *,
+        state: supervision.State = supervision.new,
+    ) -> None:
         self._reactor = reactor
         self._orders = orders
         self._entered = entered
         self._gate: IO[bytes] | None = None
         self._life = supervision.live(
-            supervision.Generation(self, reactor, boot_limit=orders.boot_limit, drain_limit=orders.drain_limit)
+            supervision.Generation(self, reactor, boot_limit=orders.boot_limit, drain_limit=orders.drain_limit), state
         )
         self._unread = b""
         self._log_start = 0
@@ -86,16 +94,21 @@ class ServerProcess(ProcessProtocol):
         self._life.spawned()
         self._entered(Phase.STARTING)
         try:
-            self.pid = self._spawn()
-            leftovers.record(self._record, self.pid)
+            self._spawn()
+            self._write_record()
         except (CouldNotStart, OSError) as error:
             self._life.unfit(str(error))
             if self.pid is None:
                 self._end("it never ran")
+                self._sweep(0.0)
 
     def drain(self) -> None:
         """Let it finish its requests and end; within the drain limit it is gone."""
         self._life.drain()
+
+    def was_started_by(self, orders: Orders) -> bool:
+        """Whether these orders would start it as it was started."""
+        return (self._orders.argv, self._orders.bind) == (orders.argv, orders.bind)
 
     def last_words(self) -> str:
         """The last lines that it wrote."""
@@ -110,6 +123,10 @@ class ServerProcess(ProcessProtocol):
 
     # What Twisted tells of it.
 
+    def connectionMade(self) -> None:
+        if self.transport is not None:
+            self.pid = int(self.transport.pid)  # here, because it may have ended before spawnProcess returns
+
     def childDataReceived(self, childFD: int, data: bytes) -> None:
         *lines, self._unread = (self._unread + data).split(b"\n")
         self._unread = self._unread[-LONGEST_REPORT:]
@@ -118,11 +135,13 @@ class ServerProcess(ProcessProtocol):
 
     def processExited(self, reason: Failure) -> None:
         if self.transport is not None:
-            self.transport.loseConnection()
+            for ours in (REPORTS, LIFELINE):  # loseConnection() closes 0, 1 and 2 only
+                self.transport.closeChildFD(ours)
         self._end(_how(reason))
 
     def processEnded(self, reason: Failure) -> None:
-        """Says nothing that ``processExited`` did not say."""
+        """Our ends of its pipes are closed too; it may still have children."""
+        self._sweep(self._patience)
 
     # What its machine decides.
 
@@ -130,8 +149,11 @@ class ServerProcess(ProcessProtocol):
         self._entered(Phase.SWAPPING)
         if self._gate is not None:
             self._gate.write(b"open")
+            self._wake()
 
     def terminate(self) -> None:
+        with suppress(OSError):  # a full disk must not keep it from draining
+            self._write_record(draining=True)
         self._signal("TERM")
 
     def kill(self) -> None:
@@ -144,7 +166,7 @@ class ServerProcess(ProcessProtocol):
         self._entered(Phase.CHECKING)
 
     def serving(self) -> None:
-        # asyncio, under gunicorn's asgi worker, calls listen(100) on the shared socket.
+        # asyncio, under gunicorn's asgi worker, calls listen(100) on the shared socket; if it does so later, it wins.
         self._orders.listener.listen(BACKLOG)
         self.ready.happen(None)
 
@@ -156,7 +178,7 @@ class ServerProcess(ProcessProtocol):
 
     # How it is done.
 
-    def _spawn(self) -> int:
+    def _spawn(self) -> None:
         orders = self._orders
         with ExitStack() as opened:
             null = os.open(os.devnull, os.O_RDONLY)
@@ -167,11 +189,17 @@ class ServerProcess(ProcessProtocol):
             self._gate = os.fdopen(os.memfd_create("gate"), "wb", buffering=0)
             fds: dict[int, int | str] = {0: null, 1: log, 2: log, REPORTS: "r", LIFELINE: "w"}
             fds |= {LISTENER: orders.listener.fileno(), GATE: self._gate.fileno()}
-            return int(spawn(self._reactor, self, argv=orders.argv, env=self._env(), cwd=orders.tree, fds=fds).pid)
+            spawn(self._reactor, self, argv=orders.argv, env=self._env(), cwd=orders.launch.tree.path, fds=fds)
+
+    def _wake(self) -> None:
+        """Have every worker look at the gate now: a byte on the lifeline, which none of them reads."""
+        if self.transport is not None:
+            with suppress(KeyError):  # it has just died, and the pipe with it
+                self.transport.writeToChild(LIFELINE, b"!")
 
     def _env(self) -> dict[str, str]:
         """gunicorn believes its variable more than its configuration file, so it does not get it."""
-        env = {name: value for name, value in self._orders.env.items() if name != "GUNICORN_CMD_ARGS"}
+        env = {name: value for name, value in self._orders.launch.env.items() if name != "GUNICORN_CMD_ARGS"}
         return {**env, "HOOKDEPLOY_GATE": self._gate_orders()}
 
     def _signal(self, name: str) -> None:
@@ -185,21 +213,24 @@ class ServerProcess(ProcessProtocol):
         self._life.exited(how)
         if self.pid is not None:
             signal_group(self.pid, signal.SIGTERM)
-        self._sweep(self._patience)
 
     def _sweep(self, left: float) -> None:
         """Workers that outlive a killed master may finish their requests, for the ``left`` seconds."""
         if self.pid is None or not group_exists(self.pid) or left < -SWEEP_PATIENCE:
-            self._record.unlink(missing_ok=True)
+            if self.pid is not None:
+                serverrecords.forget(self._orders.records, self.pid)
             self.swept.happen(None)
             return
         if left <= 0:
             signal_group(self.pid, signal.SIGKILL)
         self._reactor.callLater(SWEEP_INTERVAL, self._sweep, left - SWEEP_INTERVAL)
 
-    @property
-    def _record(self) -> Path:
-        return self._orders.records / f"{self.pid}.pid"
+    def _write_record(self, *, draining: bool = False) -> None:
+        orders = self._orders
+        if self.pid is None or (started := start_time(self.pid)) is None:
+            return
+        record = serverrecords.Record(self.pid, started, orders.argv, orders.bind, orders.launch, draining)
+        serverrecords.write(orders.records, record)
 
     def _read(self, line: bytes) -> None:
         try:
@@ -220,7 +251,7 @@ class ServerProcess(ProcessProtocol):
                 self._log.warn("an unknown report came from server {pid}: {said!r}", pid=self.pid, said=shown)
 
     def _gate_orders(self) -> str:
-        user = self._orders.tree / "gunicorn.conf.py"
+        user = self._orders.launch.tree.path / "gunicorn.conf.py"
         return json.dumps(
             {
                 "health": self._orders.health,

@@ -19,6 +19,8 @@ from twisted_hook.model import Deployment, JournalUnavailable, Outcome, StepFail
 from twisted_hook.once import Once
 
 MOST_ATTEMPTS = 3
+JOURNAL_PAUSE = 5.0
+"""Seconds until a deployment whose end could not be written is tried again."""
 
 
 class Lane:
@@ -42,6 +44,9 @@ class Lane:
         self._work: Deferred[None] | None = None
         self._beginning: IDelayedCall | None = None
         self._stopped = False
+        self._unwritten: Deployment | None = None
+        """Its end could not be written, so it is to be deployed again."""
+        self._again: IDelayedCall | None = None
         self.running: Deployment | None = None
         self.waiting: Deployment | None = None
 
@@ -63,8 +68,9 @@ class Lane:
         """Deploy this next. What waited is superseded by it. After a stop it is left to the next start."""
         if self._stopped:
             return
-        replaced, self.waiting = self.waiting, deployment
-        if replaced is not None:
+        replaced, self.waiting = self.waiting or self._unwritten, deployment
+        self._forget_unwritten()
+        if replaced is not None and replaced.id != deployment.id:
             self._record(replaced, Outcome.SUPERSEDED, superseded_by=deployment.id)
         self._wake()
 
@@ -81,6 +87,7 @@ class Lane:
         self._stopped = True
         if self._beginning is not None and self._beginning.active():
             self._beginning.cancel()
+        self._forget_unwritten()
         if self._work is not None:
             work, self._work = self._work, None
             over: Once[None] = Once()
@@ -120,14 +127,33 @@ class Lane:
         if tree is not None:
             await deploying.release(tree)
         self.running = None
+        if not deploying.ended and not self._stopped:
+            self._try_again(newest)
+
+    def _try_again(self, deployment: Deployment) -> None:
+        """Deploy once more what could not be written down, unless what waits does its work."""
+        if self.waiting is not None:
+            self._record(deployment, Outcome.SUPERSEDED, superseded_by=self.waiting.id)
+        else:
+            self._unwritten = deployment
+            self._again = self._clock.callLater(JOURNAL_PAUSE, self.submit, deployment)
+
+    def _forget_unwritten(self) -> None:
+        self._unwritten = None
+        if self._again is not None and self._again.active():
+            self._again.cancel()
 
     async def _resume(self) -> None:
+        story = self._story
         try:
-            there_is_one = await self._story.resume()
-            if not there_is_one and self.waiting is None:
+            async with self._lock:
+                there_is_one = await story.resume()
+            if self.waiting is None and (not there_is_one or await story.was_never_built()):
                 self.submit(await self._journal.enqueue(self.app, Trigger.START))
         except StepFailed as failed:
-            self._log.error("{app}: the server cannot start: {reason}", app=self.app, reason=failed.reason)
+            self._log.error(
+                "{app}: the server cannot start: {reason}", app=self.app, reason=self._story.shown(failed.reason)
+            )
 
     def _rest(self, _: object) -> None:
         self.running = None

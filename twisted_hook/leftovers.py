@@ -1,4 +1,4 @@
-"""Finds and ends what a killed hookdeploy has left running, servers and commands, before anything listens.
+"""Finds and ends the commands that a killed hookdeploy has left running, before anything listens.
 
 Touches processes that an earlier hookdeploy has recorded, and only while they are the same: a pid alone may belong to
 somebody else by now, a pid with its start time does not.
@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from twisted.logger import Logger
 
-PATIENCE = 10.0
-"""Seconds that a leftover may take to finish its requests."""
+PATIENCE = 2.0
+"""Seconds that all of them together may take to end by themselves."""
 
 _log = Logger()
 
@@ -40,53 +41,77 @@ def recorded(path: Path, pid: int) -> Iterator[None]:
 
 
 def end_all(directory: Path) -> None:
-    """End every recorded server that is still the same, and forget the records. Blocks for ``PATIENCE`` at most."""
-    for pid in _found(directory):
-        _log.warn("ending the server {pid} that an earlier hookdeploy has left", pid=pid)
-        _end(pid)
-    for gate in directory.glob("*.open"):
-        gate.unlink()
+    """End every recorded command that is still the same, with its family, and forget the records.
 
-
-def kill_all(directory: Path) -> None:
-    """Kill every recorded command that is still the same, with its family: nobody waits for what it does."""
-    for pid in _found(directory):
-        _log.warn("killing the command {pid} that an earlier hookdeploy has left", pid=pid)
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
-        _end(pid)
-
-
-def _found(directory: Path) -> Iterator[int]:
-    """The recorded processes that are still the same. Each record is forgotten as soon as its process is dealt with."""
-    for path in directory.glob("*.pid"):
-        pid, started = (int(word) for word in path.read_text().split() or ("0", "0"))
-        if started and start_time(pid) == started:
-            yield pid
-        path.unlink()
+    They are asked first, because git then removes its locks, and killed after ``PATIENCE``.
+    """
+    with _found(directory) as found:
+        for pid in found:
+            _log.warn("ending the command {pid} that an earlier hookdeploy has left", pid=pid)
+            with suppress(OSError):
+                os.killpg(pid, signal.SIGTERM)
+        _still_there(found, PATIENCE)
+        _kill(found)
 
 
 def start_time(pid: int) -> int | None:
     """When the process started, in ticks since boot (proc_pid_stat(5), field 22); None if there is none."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()  # a program's name may be any bytes
     except OSError:
         return None
-    return int(stat.rpartition(")")[2].split()[19])
+    return int(stat.rpartition(b")")[2].split()[19])
 
 
-def _end(pid: int) -> None:
+@contextmanager
+def _found(directory: Path) -> Iterator[dict[int, int]]:
+    """The recorded processes that are still the same, and descriptors of them.
+
+    Their records are forgotten when they have been dealt with, so that a start that is cut off can be repeated.
+    """
+    records = list(directory.glob("*.pid"))
+    found = {pid: descriptor for pid, descriptor in map(_open, records) if descriptor is not None}
     try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    try:
-        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
-        gone, _, _ = select.select([descriptor], [], [], PATIENCE)
-        if not gone:
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-            select.select([descriptor], [], [], PATIENCE)
-    except ProcessLookupError:
-        return
+        yield found
     finally:
-        os.close(descriptor)
+        for descriptor in found.values():
+            os.close(descriptor)
+    for record in records:
+        with suppress(OSError):
+            record.unlink()
+
+
+def _open(record: Path) -> tuple[int, int | None]:
+    """A descriptor of the recorded process, by which no other can be meant; None if it has gone."""
+    try:
+        pid, started = map(int, record.read_text().split())
+        descriptor = os.pidfd_open(pid)
+    except (OSError, ValueError, OverflowError):  # gone, or the record was cut off when hookdeploy was killed
+        return 0, None
+    if start_time(pid) == started:
+        return pid, descriptor
+    os.close(descriptor)
+    return pid, None
+
+
+def _kill(found: dict[int, int]) -> None:
+    """Kill them with their families, and see them gone."""
+    for pid, descriptor in found.items():
+        with suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+        with suppress(OSError):
+            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+    _still_there(found, PATIENCE)
+
+
+def _still_there(found: dict[int, int], patience: float) -> dict[int, int]:
+    """Those that have not gone after so many seconds. A descriptor becomes readable at the end (pidfd_open(2))."""
+    left, deadline = dict(found), time.monotonic() + patience
+    poll = select.poll()
+    for descriptor in left.values():
+        poll.register(descriptor, select.POLLIN)
+    while left and time.monotonic() < deadline:
+        for gone, _ in poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+            poll.unregister(gone)
+            left = {pid: descriptor for pid, descriptor in left.items() if descriptor != gone}
+    return left

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from twisted.internet.defer import CancelledError
 from twisted.internet.error import ProcessTerminated
-from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorProcess, IReactorTime
+from twisted.internet.interfaces import IDelayedCall, IProcessTransport, IReactorFDSet, IReactorProcess, IReactorTime
 from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
@@ -36,7 +36,7 @@ LINGER = 2.0
 
 if TYPE_CHECKING:
     # zope's interfaces are no classes at run time: only the type checker can join two of them.
-    class Reactor(IReactorProcess, IReactorTime, Protocol):  # type: ignore[misc]
+    class Reactor(IReactorProcess, IReactorTime, IReactorFDSet, Protocol):  # type: ignore[misc]
         """What running a program needs of the reactor."""
 else:
     Reactor = IReactorProcess

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 
 MASK = "[secret]"
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 # ECMA-48: a control sequence, an operating system command (a title, a link), and every other sequence. Their lengths
 # are limited, so that a stream need not hold back more than that.
@@ -53,9 +53,15 @@ class Redactor:
 
     def __init__(self, secrets: Iterable[str]) -> None:
         # Variables of the environment may hold any bytes: Python keeps those that are no UTF-8 as surrogates.
-        known = {secret.encode("utf-8", "surrogateescape") for secret in secrets if secret}
+        self._known = frozenset(secret for secret in secrets if secret)
+        known = {secret.encode("utf-8", "surrogateescape") for secret in self._known}
         self._secrets = sorted(known, key=len, reverse=True)  # the longest first: a secret may contain another
         self._pattern = re.compile(b"|".join(re.escape(secret) for secret in self._secrets)) if self._secrets else None
+
+    def knowing(self, more: Iterable[str]) -> Redactor:
+        """One that masks these too."""
+        new = self._known.union(more)
+        return self if new == self._known else Redactor(new)
 
     def mask(self, data: bytes) -> bytes:
         """The data with every secret masked."""

@@ -18,8 +18,8 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from twisted_hook.boundaries import Checkout, CommandRunner
-from twisted_hook.commands import Ambient, Git, protocols_of
-from twisted_hook.model import Command, Commit, StepFailed, Tree
+from twisted_hook.commands import Ambient, Git, protocols_of, reading, removal
+from twisted_hook.model import Commit, StepFailed, Tree
 from twisted_hook.repository import Repository, failed
 
 _LEFT_BY_A_KILLED_GIT = ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/*/tmp_obj_*")
@@ -64,6 +64,7 @@ class Releases:
             "fetch",
             "--no-tags",
             "--no-write-fetch-head",
+            *reading(self.url),
             "--end-of-options",
             self.url,
             f"+refs/heads/{branch}:{self._tip}",
@@ -82,9 +83,8 @@ class Releases:
                 leftover.unlink(missing_ok=True)
 
     async def _remote_head(self, run: CommandRunner) -> str:
-        said = await self._git.ask(
-            run, "ls-remote", "--symref", "--end-of-options", self.url, "HEAD", failing="the remote could not be asked"
-        )
+        asking = ("ls-remote", "--symref", *reading(self.url), "--end-of-options", self.url, "HEAD")
+        said = await self._git.ask(run, *asking, failing="the remote could not be asked")
         found = re.match("ref: refs/heads/([^\t\n]+)\tHEAD", said)
         if found is None:
             raise StepFailed('the remote\'s HEAD names no branch; name one: branch = "…"')
@@ -140,7 +140,7 @@ class Releases:
 
     async def current(self, run: CommandRunner) -> Tree | None:
         release = self._current_release()
-        if release is None or not self._link.is_dir():
+        if release is None or not (self._releases / release).is_dir():
             return None
         return Tree(self._releases / release, await self._commit_of(run, release), release)
 
@@ -162,10 +162,10 @@ class Releases:
 
     async def _remove(self, run: CommandRunner, *paths: Path) -> None:
         """Remove trees without holding the reactor up."""
-        there = [str(path) for path in paths if path.exists() or path.is_symlink()]
+        there = [path for path in paths if path.exists() or path.is_symlink()]
         if not there:
             return
-        result = await run.run(Command("rm", ("rm", "-rf", "--", *there), {"PATH": self.ambient.path, "LC_ALL": "C"}))
+        result = await run.run(removal(self.ambient.path, *there))
         if not result.ok:
             raise failed(f"{there[0]} could not be removed", result)
 

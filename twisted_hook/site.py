@@ -393,6 +393,7 @@ Response headers that it has set go out with the refusal.
 class GuardedSite(Site):
     """A door: a resource behind the guard."""
 
+    noisy = False  # the log names the endpoints, which says more than an object's address
     protocol = GuardedChannel  # type: ignore[assignment]  # Twisted's own puts HTTP/2 beside it
     requestFactory = GuardedRequest  # noqa: N815 (Twisted's name)
 

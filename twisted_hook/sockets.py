@@ -6,9 +6,9 @@ Touches listening sockets only; who serves on them is not its affair.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,11 +65,12 @@ def _unix(path: Path) -> socket.socket:
 
 
 def _nobody_listens(path: Path) -> bool:
-    """Whether the path is the socket of somebody who has gone."""
-    if not path.exists() or not stat.S_ISSOCK(path.stat().st_mode):
+    """Whether the path is the socket of somebody who has gone. One who is only too busy to accept is still there."""
+    if path.is_symlink() or not path.is_socket():
         return False
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) != 0
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def _open(listener: socket.socket) -> None:

@@ -7,9 +7,10 @@ carried out by the ``Hands`` it is given, and its time is an ``IReactorTime``.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from automat import TypeMachineBuilder
+from automat._typed import TypedState  # automat names the type of a state nowhere else
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 
 
@@ -92,6 +93,8 @@ class Generation:
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
 
+
+State: TypeAlias = TypedState[Life, Generation]
 
 _builder = TypeMachineBuilder(Life, Generation)
 new = _builder.state("new")
@@ -227,6 +230,7 @@ def _gone(life: Life, generation: Generation, how: str) -> None:
 # What changes nothing: a worker that gunicorn replaces while it serves passes the open gate by itself, reports may
 # arrive after the end they announce, and whoever wants it gone may say so twice.
 booting.upon(Life.worker_booted).loop().returns(None)
+healthy.upon(Life.starting).loop().returns(None)
 healthy.upon(Life.worker_checked).loop().returns(None)
 for _state in (serving, draining, failed, gone):
     _state.upon(Life.starting).loop().returns(None)
@@ -242,4 +246,4 @@ def _slow(generation: Generation, ready: int) -> str:
 
 
 live = _builder.build()
-"""Makes the life of one ``Generation``: give it one, get a ``Life``."""
+"""Makes the life of one ``Generation``: give it one, and the state it is in; get a ``Life``."""

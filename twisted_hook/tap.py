@@ -10,6 +10,7 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Collection, Coroutine, Mapping
@@ -26,23 +27,26 @@ from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from twisted_hook import __version__, configfile, leftovers, sockets
+from twisted_hook import __version__, configfile, leftovers, serverrecords, sockets
 from twisted_hook.api import Api
-from twisted_hook.apps import App, Tools, gates_of
+from twisted_hook.apps import App, Tools, servers_of
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, ConfigError
 from twisted_hook.configfile import Settings
-from twisted_hook.door import Door
+from twisted_hook.door import Door, DoorReactor, kept_name
 from twisted_hook.intake import Intake
 from twisted_hook.journal import SqliteJournal
-from twisted_hook.model import Deployment, JournalUnavailable, Outcome
-from twisted_hook.process import Reactor, SpawningRunner
+from twisted_hook.keeping import Keeper, NoKeeper
+from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
+from twisted_hook.process import SpawningRunner
 from twisted_hook.redaction import Redactor
 from twisted_hook.site import GuardedRequest, GuardedSite, Limits
 from twisted_hook.sockets import CannotListen
 
 COMMANDS = "commands"
 """The directory in the state directory in which running commands are written down."""
+TWISTD_UMASK = 0o077
+"""What twistd sets where nobody asks for another; it would hide a clone from the web server of its static files."""
 STEP_LIMIT = 15.0
 """Seconds for each step of stopping; an app has those of its drain on top."""
 
@@ -64,7 +68,7 @@ class Options(usage.Options):
 
 if TYPE_CHECKING:
 
-    class WholeReactor(Reactor, IReactorCore, IReactorFromThreads, Protocol):  # type: ignore[misc]
+    class WholeReactor(DoorReactor, IReactorCore, IReactorFromThreads, Protocol):  # type: ignore[misc]
         """What the whole process needs of the reactor; see ``process.Reactor``."""
 else:
     WholeReactor = IReactorCore
@@ -78,8 +82,9 @@ def makeService(options: Options) -> Hookdeploy:
     """What ``twistd`` runs. Exits with 1, and a line for each fault, if it cannot run."""
     path = options["config"]
     try:
-        return Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ)
-    except (CannotStart, CannotListen, ConfigError, JournalUnavailable) as error:
+        pidfile = options.parent["pidfile"] if options.parent else ""
+        return Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
+    except (CannotStart, CannotListen, ConfigError, JournalUnavailable, NoKeeper) as error:
         lines = [f"hookdeploy: {line}" for line in str(error).splitlines()]
         raise SystemExit("\n".join(lines)) from None
 
@@ -98,35 +103,53 @@ class Hookdeploy(Service):
         settings: Settings,
         environ: Mapping[str, str],
         lock: IO[str],
+        pidfile: str = "",
     ) -> None:
         self._reactor = reactor
         self._path = path
         self._settings = settings
         self._environ = environ
         self._lock = lock
+        self._pidfile = pidfile
+        self._keeper = Keeper(settings.config.state / "keeper.sock")
+        self._leaving = False
+        """The apps and the sockets are left to the next hookdeploy."""
         self._reloading = DeferredLock()
+        self._reload_waits = False
         self._listeners: dict[str, socket.socket] = {}
         self._apps: dict[str, App] = {}
         self._homeless: list[Deployment] = []
         """Deployments of an app that is stopped by a reload."""
         self._api_port: IListeningPort | None = None
-        self._door = Door(reactor, screen=self._screen, limits=_limits(settings))
+        self._door = Door(reactor, keeper=self._keeper, screen=self._screen, limits=_limits(settings))
 
     # --- taking: all that can fail at once
 
     @classmethod
-    def take(cls, reactor: WholeReactor, path: Path | None, environ: Mapping[str, str]) -> Hookdeploy:
+    def take(
+        cls, reactor: WholeReactor, path: Path | None, environ: Mapping[str, str], *, pidfile: str = ""
+    ) -> Hookdeploy:
         """Read the configuration and take the state directory and every port, or raise and leave nothing behind."""
         settings = configfile.load(path, environ)
         state = settings.config.state
         _prepare(state)
-        service = cls(reactor, path=settings.source, settings=settings, environ=environ, lock=_lock(state))
+        service = cls(
+            reactor, path=settings.source, settings=settings, environ=environ, lock=_lock(state), pidfile=pidfile
+        )
         SqliteJournal.probe(state / "journal.sqlite3")
-        for gates in state.glob("apps/*/gates"):  # also those of apps that are no more
-            leftovers.end_all(gates)
-        leftovers.kill_all(state / COMMANDS)
+        leftovers.end_all(state / COMMANDS)
+        service._end_strangers()
+        service._keeper.reach()
         service._take_ports(settings)
         return service
+
+    def _end_strangers(self) -> None:
+        """End the servers of apps that are no more; those of the others are adopted."""
+        apps = self._settings.config.apps
+        served = {name for name, app in apps.items() if app.wsgi is not None}
+        for servers in self._settings.config.state.glob("apps/*/servers"):
+            if servers.parent.name not in served:
+                serverrecords.end_all(servers)
 
     def _take_ports(self, settings: Settings) -> None:
         """Bind what is not bound yet, for the apps and for the door; all of it or nothing."""
@@ -135,7 +158,7 @@ class Hookdeploy(Service):
         for app in settings.config.apps.values():
             if app.wsgi is not None and app.bind not in self._listeners:
                 try:
-                    taken[app.bind] = sockets.listen(app.bind)
+                    taken[app.bind] = self._keeper.take(_kept_name(app.bind)) or sockets.listen(app.bind)
                 except CannotListen as error:
                     problems.append(f"apps.{app.name}.bind: {error}")
         try:
@@ -146,6 +169,9 @@ class Hookdeploy(Service):
             for listener in taken.values():
                 listener.close()
             raise CannotListen("\n".join(problems))
+        for bind, listener in taken.items():
+            self._keeper.hold(_kept_name(bind), listener)
+        self._door.hand_over()
         self._listeners.update(taken)
 
     # --- starting
@@ -153,7 +179,10 @@ class Hookdeploy(Service):
     def startService(self) -> None:
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
-        os.umask(0o022)  # twistd's own 077 would hide an updated clone from the web server that serves its static files
+        signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.upgrade))
+        given = os.umask(0o022)
+        if given != TWISTD_UMASK:
+            os.umask(given)
         settings, state = self._settings, self._settings.config.state
         self._journal = SqliteJournal.open(state / "journal.sqlite3", self._reactor.callFromThread)
         self._tools = Tools(
@@ -218,7 +247,7 @@ class Hookdeploy(Service):
             app.lane.submit(deployment)
 
     def _add(self, config: AppConfig) -> App:
-        gates_of(self._settings.config.state, config.name).mkdir(parents=True, exist_ok=True)
+        servers_of(self._settings.config.state, config.name).mkdir(parents=True, exist_ok=True)
         app = self._apps[config.name] = App(self._tools, config, self._listener_for(config))
         return app
 
@@ -230,11 +259,17 @@ class Hookdeploy(Service):
 
     def reload(self) -> None:
         """Read the configuration again, as on SIGHUP: a good one takes effect, a bad one changes nothing."""
+        if self._reload_waits:  # the file is read when its turn comes: one waiter is enough
+            return
+        self._reload_waits = True
         self._reloading.run(lambda: Deferred.fromCoroutine(self._reload())).addErrback(
             lambda failure: self._log.failure("reading the configuration again", failure)
         )
 
     async def _reload(self) -> None:
+        self._reload_waits = False
+        if not self.running:
+            return
         try:
             settings = configfile.load(self._path, self._environ)
             if settings.config.state != self._settings.config.state:
@@ -243,6 +278,7 @@ class Hookdeploy(Service):
         except (CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
+            await self._door.keep_only(self._settings.config.server.listen)
             return
         await self._apply(settings)
         self._log.info("the configuration was read again")
@@ -254,16 +290,23 @@ class Hookdeploy(Service):
         self._door.site.limits = _limits(settings)
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
+        if not self.running:  # it was told to stop meanwhile
+            return
         for name, config in new.items():
             if name not in self._apps:
                 self._add(config).lane.resume()
             elif config != old[name]:
                 self._apps[name].configure(config, self._listener_for(config))
+                if _deploys_something_else(old[name], config):
+                    self._submit(await self._journal.enqueue(name, Trigger.START))
         self._intake.replace(settings.hooks)
         while self._homeless:
             await self._take_up(self._homeless.pop(0))
         self._close_listeners(keep={config.bind for config in new.values() if config.wsgi is not None})
         await self._door.keep_only(settings.config.server.listen)
+        self._keeper.keep_only(
+            {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in settings.config.server.listen}
+        )
 
     async def _let_go(self, name: str) -> None:
         """Stop an app; what it has not finished is for the one that takes its name, if there is one."""
@@ -277,23 +320,41 @@ class Hookdeploy(Service):
 
     # --- stopping
 
+    def upgrade(self) -> None:
+        """Execute ourselves again, as on SIGUSR2, perhaps in a newer version; the apps serve on meanwhile."""
+        self._leaving = True
+        self._reactor.addSystemEventTrigger("after", "shutdown", _execute_again, self._pidfile)
+        self._reactor.stop()
+
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return Deferred.fromCoroutine(self._end())
 
     async def _end(self) -> None:
         """The door first, the journal last; a step that fails or is late does not keep the others from happening."""
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        for number in (signal.SIGHUP, signal.SIGUSR2):
+            signal.signal(number, signal.SIG_IGN)
+        self._leaving = self._leaving or _restarts_under_systemd(self._environ)
         drain = max((app.config.drain for app in self._apps.values()), default=0.0)
+        what = "the apps serve on" if self._leaving else f"requests have {drain:g} s to finish"
+        self._log.info("hookdeploy stops; {what}", what=what)
         await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
+        await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
         await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
         await self._within(STEP_LIMIT, "closing the journal", self._journal.close())
         self._lock.close()
 
+    async def _end_reload(self) -> None:
+        async with self._reloading:
+            """Whoever has the lock next sees that we do not run any more."""
+
     async def _stop_apps(self) -> None:
-        await gatherResults([Deferred.fromCoroutine(app.stop()) for app in self._apps.values()])
+        ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
+        await gatherResults([Deferred.fromCoroutine(end) for end in ends])
         self._close_listeners()
+        if not self._leaving:
+            self._keeper.end()
 
     async def _close_api(self) -> None:
         if self._api_port is not None:
@@ -316,6 +377,37 @@ def _exit_failed() -> None:
     os._exit(1)
 
 
+def _execute_again(pidfile: str) -> None:
+    """Become the hookdeploy that is installed now, with the same pid and the same arguments."""
+    if pidfile:
+        Path(pidfile).unlink(missing_ok=True)  # it names us, and twistd would not start beside us
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - it is ourselves
+
+
+def _restarts_under_systemd(environ: Mapping[str, str]) -> bool:
+    """Whether systemd stops us only to start us again. A SIGTERM does not say so, but the unit's job does."""
+    if "INVOCATION_ID" not in environ:
+        return False
+    unit = Path("/proc/self/cgroup").read_text().rpartition("/")[2].strip()
+    try:
+        jobs = subprocess.run(
+            ["systemctl", "list-jobs", "--no-legend", "--plain", unit],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return "restart" in jobs.stdout.split()
+
+
+def _kept_name(bind: str) -> str:
+    """The name under which the keeper holds an app's socket."""
+    return f"app {bind}"
+
+
 def _prepare(state: Path) -> None:
     """Make the state directory, or raise ``CannotStart``."""
     try:
@@ -332,12 +424,19 @@ def _lock(state: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise CannotStart(f"another hookdeploy works in {state}") from None
+        raise CannotStart(
+            f"another hookdeploy works in {state}; stop it, or give this one a state of its own"
+        ) from None
     return file
 
 
 def _limits(settings: Settings) -> Limits:
     return Limits(max_body=settings.config.server.max_body)
+
+
+def _deploys_something_else(old: AppConfig, new: AppConfig) -> bool:
+    """Whether the current tree is not what the new configuration would make of the remote."""
+    return (old.repository, old.branch, old.build) != (new.repository, new.branch, new.build)
 
 
 def _is_another(old: AppConfig, new: AppConfig) -> bool:

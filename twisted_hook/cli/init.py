@@ -139,9 +139,9 @@ def _instructions(answers: Answers, directory: Path, secret: str) -> Iterator[st
     yield "  Events         Just the push event"
     yield ""
     yield "Next:"
-    yield f"  hookdeploy check {config}"
-    yield f"  {_twistd()} -n hookdeploy --config {config}"
-    yield f"  sudo systemctl enable --now {directory / UNIT_NAME}"
+    yield f"  {_twistd().with_name('hookdeploy')} check {config}"
+    yield f"  {_twistd()} -n --pidfile= hookdeploy --config {config}"
+    yield f"  sudo systemctl enable --now {directory / UNIT_NAME}   (instead, to have it run always)"
     for note in _notes(answers, directory):
         yield ""
         yield note

@@ -20,6 +20,9 @@ from twisted_hook.commands import Ambient
 from twisted_hook.config import app_name
 from twisted_hook.localgit import LocalClone, NotUsable, clone_around, look_at_clone
 
+NONE = "-"
+"""What a person answers who wants none of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
@@ -54,7 +57,7 @@ class Questions:
         name = in_place.name if in_place else configvalues.name_of(repository or "").rpartition("/")[2]
         app = self._required("Name of the app", "app", configvalues.name, app_name(name))
         branch = self._optional(
-            "Branch (empty: the remote's default)", "branch", configvalues.branch, seen.branch if seen else None
+            "Branch", "branch", configvalues.branch, seen.branch if seen else None, without="the remote's default"
         )
         wsgi, bind = self._server(seen)
         return Answers(
@@ -66,20 +69,22 @@ class Questions:
             bind=bind,
             listen=self._required("Hooks arrive on", "listen", _placed(addresses.endpoint), "tcp:8000"),
             public_url=self._optional(
-                "Public address, as in https://deploy.example.com (empty: not known yet)",
+                "Public address, as in https://deploy.example.com",
                 "public_url",
                 configvalues.public_url,
                 None,
+                without="not known yet",
             ),
             state=Path(self._required("State directory", "state", _state, str(self._default_state(app, clone)))),
         )
 
     def _server(self, seen: LocalClone | None) -> tuple[str | None, str]:
         wsgi = self._optional(
-            "WSGI application, module:attribute (empty: no server)",
+            "WSGI application, module:attribute",
             "wsgi",
             configvalues.wsgi,
-            find_wsgi(seen.top) if seen else None,
+            find_wsgi(seen.top) if seen else "wsgi:application" if self._ask else None,
+            without="no server",
         )
         bind = "127.0.0.1:8080"
         if wsgi or self._wishes.bind:
@@ -103,7 +108,12 @@ class Questions:
         if self._wishes.repository is None and not self._ask and not (clone and _origin(clone)):
             raise click.UsageError("say what to deploy: --repository URL, or --in-place PATH for an existing clone")
         default = _origin(clone) if clone else None
-        return self._required("Repository to deploy", "repository", _placed(configvalues.repository), default)
+        return self._required(
+            "Repository to deploy, as in git@github.com:acme/blog.git",
+            "repository",
+            _placed(configvalues.repository),
+            default,
+        )
 
     def _default_state(self, app: str, clone: LocalClone | None) -> Path:
         if clone is not None and self._directory.is_relative_to(clone.top):
@@ -118,18 +128,19 @@ class Questions:
         answer: str = click.prompt(question, default=default, value_proc=lambda said: _valid(check, said, None))
         return answer
 
-    def _optional(self, question: str, flag: str, check: Callable[[str], str], default: str | None) -> str | None:
+    def _optional(
+        self, question: str, flag: str, check: Callable[[str], str], default: str | None, *, without: str
+    ) -> str | None:
         given: str | None = getattr(self._wishes, flag)
         settled = given if given is not None else default
         if given is not None or not self._ask:
             return _valid(check, settled, flag) if settled else None
         answer: str = click.prompt(
-            question,
-            default=default or "",
-            show_default=bool(default),
-            value_proc=lambda said: _valid(check, said, None) if said else "",
+            f"{question} ({NONE}: {without})",
+            default=default or NONE,
+            value_proc=lambda said: said if said == NONE else _valid(check, said, None),
         )
-        return answer or None
+        return None if answer == NONE else answer
 
 
 def _valid(check: Callable[[str], str], value: str, flag: str | None) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from twisted_hook import leftovers
+from twisted_hook import leftovers, serverrecords
 from twisted_hook.commands import Ambient, Git
 from twisted_hook.redaction import clean
 
@@ -127,9 +127,9 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        for gates in self._directory.glob("state/apps/*/gates"):
-            leftovers.end_all(gates)
-        leftovers.kill_all(self._directory / "state" / "commands")
+        for servers in self._directory.glob("state/apps/*/servers"):
+            serverrecords.end_all(servers)
+        leftovers.end_all(self._directory / "state" / "commands")
 
     def last_words(self) -> str:
         lines = self._log.read_text("utf-8", "replace").splitlines() if self._log.exists() else []

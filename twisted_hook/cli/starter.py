@@ -125,7 +125,7 @@ def unit(answers: Answers, *, config: Path, twistd: Path, user: str) -> str:
         "ExecReload=/bin/kill -HUP $MAINPID",
         "Restart=always",
         "RestartSec=1",
-        "KillMode=mixed",
+        "KillMode=process",
         f"TimeoutStopSec={_STOP_SECONDS}",
         *_state_lines(answers.state),
         "",

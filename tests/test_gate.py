@@ -1,0 +1,319 @@
+"""gunicorn under our configuration file: the app's own file is honoured, and nobody passes the gate too early."""
+# pytest-twisted has no types.
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import pytest_twisted
+from twisted.internet.interfaces import IProcessTransport
+
+from tests.wsgiapps import ASYNCHRONOUS, GOOD, REACTOR, Site, site, until
+from twisted_hook.generation import LIFELINE, REPORTS, ServerProcess
+from twisted_hook.model import Launch, Phase, StepFailed
+
+WRITES_ITS_HOOKS = """
+def note(*what):
+    with open("hooks", "a") as file:
+        print(*what, file=file)
+
+def on_starting(server): note("on_starting")
+def when_ready(server): note("when_ready")
+def post_worker_init(worker): note("post_worker_init")
+def child_exit(server, worker): note("child_exit")
+def on_exit(server): note("on_exit")
+"""
+
+TAKES_THE_SERVER_AWAY = """
+import json as os, time as select
+
+daemon = True
+reload = True
+reuse_port = True
+pidfile = "server.pid"
+bind = "127.0.0.1:1"
+control_socket_disable = False
+keepalive = 7
+
+io = sys = contextlib = json = None
+_ORDERS = _REPORTS = _LIFELINE = _POLL = _NOT_OPENED = _GATE = "ours"
+_report = _chain = _problem = _ask = _wait_at_the_gate = _lifeline_has_ended = None
+
+def when_ready(server):
+    import json
+    names = ["daemon", "reload", "reuse_port", "pidfile", "bind", "control_socket_disable", "keepalive"]
+    with open("seen", "w") as file:
+        json.dump({name: getattr(server.cfg, name) for name in names}, file)
+"""
+
+TELLS_ITS_ENVIRONMENT = """
+import json, os
+
+with open("environment", "w") as file:
+    json.dump(dict(os.environ), file)
+
+def application(environ, start_response):
+    start_response("200 OK", [])
+    return [TEXT]
+"""
+
+
+def answering(status: str) -> str:
+    """An app that answers everything with this status."""
+    return f"def application(environ, start_response):\n    start_response({status!r}, [])\n    return [b'']\n"
+
+
+async def why_not(blog: Site, launch: Launch) -> StepFailed:
+    """How the launch of something that cannot serve ends."""
+    with pytest.raises(StepFailed) as caught:
+        await blog.serve(launch)
+    return caught.value
+
+
+# --- the app's own gunicorn.conf.py
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_hooks_of_the_apps_own_configuration_run(tmp_path: Path) -> None:
+    launch = None
+    async with site(tmp_path) as blog:
+        launch = await blog.serve(blog.launch(files={"gunicorn.conf.py": WRITES_ITS_HOOKS}))
+        hooks = launch.tree.path / "hooks"
+        assert hooks.read_text().split() == ["on_starting", "when_ready", "post_worker_init"]
+    assert hooks.read_text().split()[3:] == ["child_exit", "on_exit"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_apps_own_configuration_cannot_take_the_server_away(tmp_path: Path) -> None:
+    async with site(tmp_path, health="/") as blog:
+        launch = await blog.serve(blog.launch(files={"gunicorn.conf.py": TAKES_THE_SERVER_AWAY}))
+        assert await blog.get() == "one"
+        seen = json.loads((launch.tree.path / "seen").read_text())
+        assert seen == {
+            "daemon": False,
+            "reload": False,
+            "reuse_port": False,
+            "pidfile": None,
+            "bind": [],
+            "control_socket_disable": True,
+            "keepalive": 7,
+        }
+        assert not (launch.tree.path / "server.pid").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_faulty_configuration_of_the_app_fails_with_its_traceback(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        failed = await why_not(blog, blog.launch(files={"gunicorn.conf.py": "workers = cores()\n"}))
+        assert "NameError: name 'cores' is not defined" in failed.tail
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_is_preloaded_serves_too(tmp_path: Path) -> None:
+    async with site(tmp_path, health="/") as blog:
+        await blog.serve(blog.launch(files={"gunicorn.conf.py": "preload_app = True\n"}))
+        assert await blog.get() == "one"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can let workers be somebody else")
+@pytest_twisted.ensureDeferred
+async def test_workers_that_give_up_their_rights_pass_the_gate(tmp_path_factory: pytest.TempPathFactory) -> None:
+    private = tmp_path_factory.mktemp("private")
+    private.chmod(0o700)
+    async with site(private, health="/") as blog:
+        launch = blog.launch(files={"gunicorn.conf.py": 'user = "nobody"\npreload_app = True\n'})
+        await blog.serve(launch)
+        assert await blog.get() == "one"
+
+
+# --- the environment
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_app_sees_what_it_is_given_and_no_word_of_the_gate(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        launch = await blog.serve(blog.launch(TELLS_ITS_ENVIRONMENT, env={"COLOUR": "red"}))
+        seen = json.loads((launch.tree.path / "environment").read_text())
+        assert "gunicorn" in seen.pop("SERVER_SOFTWARE")
+        assert seen == {**launch.env}
+
+
+@pytest_twisted.ensureDeferred
+async def test_gunicorns_own_variable_does_not_reach_it(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        await blog.serve(blog.launch(env={"GUNICORN_CMD_ARGS": "--check-config --bind 127.0.0.1:1 --pid server.pid"}))
+        assert await blog.get() == "one"
+
+
+# --- the health check
+
+
+@pytest.mark.parametrize("status", ["200 OK", "204 No Content", "302 Found"])
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_answers_its_health_path_well_serves(tmp_path: Path, status: str) -> None:
+    async with site(tmp_path, health="/healthz") as blog:
+        await blog.serve(blog.launch(answering(status)))
+
+
+@pytest.mark.parametrize("status", ["404 Not Found", "503 Service Unavailable"])
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_answers_its_health_path_badly_does_not_serve(tmp_path: Path, status: str) -> None:
+    """P81."""
+    async with site(tmp_path, health="/healthz") as blog:
+        failed = await why_not(blog, blog.launch(answering(status)))
+        assert f"/healthz answered {status[:3]}" in failed.summary
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_health_check_is_a_request_as_gunicorn_would_make_it(tmp_path: Path) -> None:
+    source = """
+from wsgiref.validate import validator
+from urllib.parse import parse_qs
+
+@validator
+def application(environ, start_response):
+    good = environ["PATH_INFO"] == "/health z" and parse_qs(environ["QUERY_STRING"]) == {"deep": ["1"]}
+    start_response("200 OK" if good else "400 Bad Request", [("Content-Type", "text/plain")])
+    return iter([b"fine"])
+"""
+    async with site(tmp_path, health="/health%20z?deep=1") as blog:
+        await blog.serve(blog.launch(source))
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_answers_only_when_its_body_is_read_is_healthy(tmp_path: Path) -> None:
+    source = """
+class Body:
+    def __init__(self, start_response): self.start_response = start_response
+    def __iter__(self):
+        self.start_response("200 OK", [])
+        yield b"fine"
+    def close(self): open("closed", "w").close()
+
+def application(environ, start_response):
+    return Body(start_response)
+"""
+    async with site(tmp_path, health="/healthz") as blog:
+        launch = await blog.serve(blog.launch(source))
+        assert (launch.tree.path / "closed").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_that_never_starts_its_answer_is_told_so(tmp_path: Path) -> None:
+    async with site(tmp_path, health="/healthz") as blog:
+        failed = await why_not(blog, blog.launch("def application(environ, start_response):\n    return []\n"))
+        assert "/healthz gave no answer" in failed.summary
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_problem_of_any_length_is_reported(tmp_path: Path) -> None:
+    source = 'def application(environ, start_response):\n    raise ValueError("\\x1b[31m\U0001f4a5\\n" * 100_000)\n'
+    async with site(tmp_path, workers=2, health="/healthz") as blog:
+        failed = await why_not(blog, blog.launch(source))
+        assert "/healthz raised ValueError: \U0001f4a5" in failed.summary
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_asynchronous_app_is_served_without_a_check(tmp_path: Path) -> None:
+    async with site(tmp_path, health="/healthz", gunicorn=("--worker-class", "asgi")) as blog:
+        await blog.serve(blog.launch(ASYNCHRONOUS))
+        assert await blog.get() == "one"
+
+
+# --- the gate
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_app_starts_inherits_no_descriptor_of_ours(tmp_path: Path) -> None:
+    source = 'import os\nos.system("ls -l /proc/self/fd > inherited")\n'
+    async with site(tmp_path) as blog:
+        launch = await blog.serve(blog.launch(source + GOOD))
+        inherited = (launch.tree.path / "inherited").read_text()
+        assert str(blog.log) in inherited
+        assert "pipe:" not in inherited
+        assert "memfd:" not in inherited
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_hookdeploy_that_reads_nothing_blocks_no_worker(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        await blog.serve()
+        flags = (Path("/proc") / str(blog.server.status.pid) / "fdinfo" / str(REPORTS)).read_text().split()
+        assert int(flags[flags.index("flags:") + 1], 8) & os.O_NONBLOCK
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_that_gunicorn_replaces_passes_the_open_gate(tmp_path: Path) -> None:
+    async with site(tmp_path, health="/") as blog:
+        await blog.serve()
+        master = blog.server.status.pid
+        (worker,) = (pid for pid in blog.processes() if pid != master)
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: len(blog.processes()) == 2 and worker not in blog.processes())
+        assert await blog.get() == "one"
+        assert blog.server.status.pid == master
+        assert blog.server.status.deaths == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_signals_that_reload_a_gunicorn_do_not_end_it(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        await blog.serve()
+        master = blog.server.status.pid
+        assert master is not None
+        os.kill(master, signal.SIGHUP)
+        os.kill(master, signal.SIGUSR2)
+        os.kill(master, signal.SIGUSR1)  # gunicorn takes signals in order, and says so
+        await until(lambda: "Handling signal: usr1" in blog.said())
+        assert await blog.get() == "one"
+        assert blog.server.status.pid == master
+        assert "Hang up" not in blog.said()
+
+
+class DyingBeforeTheGate(ServerProcess):
+    """A generation whose hookdeploy dies at the moment at which it would open the gate."""
+
+    def open_gate(self) -> None:
+        cast("IProcessTransport", self.transport).closeChildFD(LIFELINE)
+
+
+class DyingBehindTheGate(ServerProcess):
+    """A generation whose hookdeploy dies right after it has opened the gate."""
+
+    def open_gate(self) -> None:
+        super().open_gate()
+        cast("IProcessTransport", self.transport).closeChildFD(LIFELINE)
+
+
+def started(kind: type[ServerProcess], blog: Site) -> Any:
+    phases: list[Phase] = []
+    process = kind(REACTOR, blog.server._orders(blog.launch()), phases.append)
+    process.start()
+    return process
+
+
+@pytest_twisted.ensureDeferred
+async def test_workers_end_if_hookdeploy_dies_before_it_opens_the_gate(tmp_path: Path) -> None:
+    """P83."""
+    async with site(tmp_path, workers=2) as blog:
+        process = started(DyingBeforeTheGate, blog)
+        assert "workers were ready" not in str(await process.ready.wait()), "they waited for their time to be up"
+        await process.swept.wait()
+        assert blog.processes() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_workers_serve_on_if_hookdeploy_dies_behind_the_gate(tmp_path: Path) -> None:
+    """P83."""
+    async with site(tmp_path, workers=2) as blog:
+        process = started(DyingBehindTheGate, blog)
+        assert await process.ready.wait() is None
+        assert await blog.get() == "one"
+        process.drain()
+        await process.swept.wait()

@@ -1,0 +1,587 @@
+"""Whose turn it is: one runs, one waits, the newest wins, and no lane ever jams."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.task import Clock
+from twisted.logger import LogEvent, Logger, LogLevel
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.drivers import HeardEvents, MemoryCheckout, MemoryEnvironments, MemoryLog, MemoryRunner, MemoryServer, commit
+from tests.fakes import MemoryJournal
+from twisted_hook.commands import Ambient
+from twisted_hook.config import AppConfig, StepConfig
+from twisted_hook.deploy import Deploying, Story
+from twisted_hook.lanes import JOURNAL_PAUSE, MOST_ATTEMPTS, Lane
+from twisted_hook.model import Deployment, JournalUnavailable, Launch, Outcome, Phase, StepFailed, Tree, Trigger
+
+T = TypeVar("T")
+
+
+class AppAtWork:
+    """A lane over memory drivers."""
+
+    def __init__(self, clock: Clock, journal: MemoryJournal, lock: DeferredLock, name: str = "blog") -> None:
+        self.checkout = MemoryCheckout(commit("a"))
+        self.server = MemoryServer()
+        self.environments = MemoryEnvironments()
+        self.journal = journal
+        self.story = Story(
+            app=AppConfig(name=name, hook=name, wsgi="wsgi:application"),
+            journal=journal,
+            runner=MemoryRunner(),
+            checkout=self.checkout,
+            environments=self.environments,
+            server=self.server,
+            open_log=lambda _: MemoryLog(),
+            declared=dict,
+            ambient=Ambient("/usr/bin", "/", "C", None, {}),
+            now=clock.seconds,
+            shown=lambda text: text,
+        )
+        self.lane = Lane(clock, story=self.story, lock=lock, journal=journal, now=clock.seconds)
+
+
+class LaneCase(SynchronousTestCase):
+    """One lane, with a new tip for every fetch."""
+
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.journal = MemoryJournal()
+        self.lock = DeferredLock()
+        heard = HeardEvents()
+        self.events = heard.events
+        self.patch(Lane, "_log", Logger(observer=heard))
+        self.patch(Deploying, "_logger", Logger(observer=heard))
+        self.blog = AppAtWork(self.clock, self.journal, self.lock)
+        self.lane = self.blog.lane
+
+    def result(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.successResultOf(Deferred.fromCoroutine(work))
+
+    def queued(self, app: str = "blog") -> Deployment:
+        return self.result(self.journal.enqueue(app, Trigger.PUSH))
+
+    def submit(self, lane: Lane | None = None) -> Deployment:
+        """A new deployment in the lane."""
+        deployment = self.queued()
+        (lane or self.lane).submit(deployment)
+        return deployment
+
+    def turn(self) -> None:
+        """A turn of the reactor."""
+        self.clock.advance(0)
+
+    def written(self, deployment: Deployment) -> Deployment:
+        now = self.result(self.journal.deployment(deployment.id))
+        assert now is not None
+        return now
+
+    def outcome(self, deployment: Deployment) -> Outcome | None:
+        return self.written(deployment).outcome
+
+    def faults(self) -> list[LogEvent]:
+        return [event for event in self.events if event["log_level"] is LogLevel.critical]
+
+
+class OneRunsAndOneWaits(LaneCase):
+    """The lane of one app."""
+
+    def test_nothing_is_done_before_whoever_submits_has_answered(self) -> None:
+        self.submit()
+        self.assertEqual(self.blog.checkout.calls, [])
+        self.turn()
+        self.assertEqual(self.blog.checkout.calls[0], "fetch")
+
+    def test_what_is_submitted_is_deployed(self) -> None:
+        deployment = self.submit()
+        self.turn()
+        self.assertEqual(self.outcome(deployment), Outcome.DEPLOYED)
+        self.assertIsNone(self.lane.running)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_second_waits_for_the_first(self) -> None:
+        held = self.blog.server.hold("swap")
+        first = self.submit()
+        self.turn()
+        second = self.submit()
+        self.turn()
+        self.assertEqual((self.lane.running, self.lane.waiting), (first, second))
+        self.blog.checkout.tip = commit("b")
+        held.happen(None)
+        self.assertEqual((self.outcome(first), self.outcome(second)), (Outcome.DEPLOYED, Outcome.DEPLOYED))
+        self.assertEqual((self.lane.running, self.lane.waiting), (None, None))
+
+    def test_the_newest_takes_the_place_of_the_one_that_waits(self) -> None:
+        """P55."""
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        second, third = self.submit(), self.submit()
+        self.assertEqual(self.outcome(second), Outcome.SUPERSEDED)
+        self.assertEqual(self.written(second).superseded_by, third.id)
+        held.happen(None)
+        self.assertEqual(self.outcome(third), Outcome.UNCHANGED)
+
+    def test_five_thousand_while_one_runs_are_one_more_deployment(self) -> None:
+        """P55."""
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        many = [self.submit() for _ in range(5_000)]
+        self.blog.checkout.tip = commit("b")
+        held.happen(None)
+        self.assertEqual(len(self.blog.server.launches), 2)
+        self.assertEqual(self.outcome(many[-1]), Outcome.DEPLOYED)
+        self.assertEqual({self.outcome(one) for one in many[:-1]}, {Outcome.SUPERSEDED})
+        self.assertEqual([self.written(one).superseded_by for one in many[:-1]], [one.id for one in many[1:]])
+
+    def test_deployments_that_end_at_once_neither_recurse_nor_jam(self) -> None:
+        done = []
+        for _ in range(2_000):
+            done.append(self.submit())
+            self.turn()
+        self.assertEqual({self.outcome(one) for one in done[1:]}, {Outcome.UNCHANGED})
+        self.assertFalse(self.faults())
+
+    def test_deployments_that_bring_in_the_next_neither_recurse_nor_jam(self) -> None:
+        """Each is submitted while the one before it is under way."""
+        left = list(range(2_000))
+        original = self.blog.checkout.fetch
+
+        async def fetch(run: Any) -> Any:
+            if left:
+                left.pop()
+                self.submit()
+            return await original(run)
+
+        self.patch(self.blog.checkout, "fetch", fetch)
+        self.submit()
+        self.turn()
+        self.assertEqual(self.blog.checkout.calls.count("fetch"), 2_001)
+        self.assertFalse(self.faults())
+
+    def test_one_that_fails_does_not_stop_the_lane(self) -> None:
+        self.blog.checkout.failing["fetch"] = StepFailed("ref gone")
+        first = self.submit()
+        self.turn()
+        self.blog.checkout.failing.clear()
+        second = self.submit()
+        self.turn()
+        self.assertEqual((self.outcome(first), self.outcome(second)), (Outcome.FAILED, Outcome.DEPLOYED))
+
+    def test_a_bug_does_not_stop_the_lane(self) -> None:
+        """Not even one outside of what a deployment can catch."""
+        original = Story.deploying
+
+        def broken(story: Story, deployment: Deployment) -> Deploying:
+            raise ZeroDivisionError("division by zero")
+
+        self.patch(Story, "deploying", broken)
+        self.submit()
+        self.turn()
+        self.patch(Story, "deploying", original)
+        self.assertEqual(len(self.faults()), 1)
+        self.assertIsNone(self.lane.running)
+        second = self.submit()
+        self.turn()
+        self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
+
+    def test_a_journal_that_cannot_write_a_superseded_one_is_no_bug(self) -> None:
+        self.submit()
+        second = self.queued()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.lane.submit(second)
+        self.assertFalse(self.faults())
+        self.journal.fail_with = None
+        self.turn()
+        self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
+
+
+class LanesThatShare(LaneCase):
+    """Three apps of one repository."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.others = [AppAtWork(self.clock, self.journal, self.lock, name) for name in ("shop", "wiki")]
+        self.all = [self.blog, *self.others]
+
+    def fetching(self) -> list[bool]:
+        return ["fetch" in one.checkout.calls for one in self.all]
+
+    def test_one_after_the_other_uses_the_repository(self) -> None:
+        held = [one.checkout.hold("take") for one in self.all]
+        for one in self.all:
+            self.submit(one.lane)
+        self.turn()
+        self.assertEqual(self.fetching(), [True, False, False])
+        held[0].happen(None)
+        self.assertEqual(self.fetching(), [True, True, False])
+        held[1].happen(None)
+        held[2].happen(None)
+        self.assertEqual([one.server.state for one in self.all], ["serving"] * 3)
+        self.assertFalse(self.lock.locked)
+
+    def test_a_build_does_not_hold_the_repository(self) -> None:
+        self.blog.environments.hold("prepare")
+        for one in self.all:
+            self.submit(one.lane)
+        self.turn()
+        self.assertEqual(self.fetching(), [True, True, True])
+        self.assertEqual([one.server.state for one in self.all], ["down", "serving", "serving"])
+
+    def test_a_failure_lets_go_of_the_repository(self) -> None:
+        self.blog.checkout.failing["fetch"] = ZeroDivisionError("division by zero")
+        for one in self.all:
+            self.submit(one.lane)
+        self.turn()
+        self.assertEqual([one.server.state for one in self.all], ["down", "serving", "serving"])
+        self.assertFalse(self.lock.locked)
+
+    def test_a_stop_lets_go_of_the_repository(self) -> None:
+        self.blog.checkout.hold("fetch")
+        for one in self.all:
+            self.submit(one.lane)
+        self.turn()
+        self.result(self.others[0].lane.stop())
+        self.result(self.blog.lane.stop())
+        self.assertEqual([one.server.state for one in self.all], ["down", "down", "serving"])
+        self.assertFalse(self.lock.locked)
+
+    def test_the_newest_wins_also_while_the_repository_is_awaited(self) -> None:
+        held = self.blog.checkout.hold("take")
+        self.submit(self.blog.lane)
+        shop = self.others[0]
+        older = self.submit(shop.lane)
+        self.turn()
+        newer = self.submit(shop.lane)
+        self.assertEqual(self.outcome(older), Outcome.SUPERSEDED)
+        held.happen(None)
+        self.assertEqual(self.outcome(newer), Outcome.DEPLOYED)
+        self.assertEqual(shop.checkout.calls.count("fetch"), 1)
+
+    def test_a_lane_that_is_configured_anew_while_it_waits_keeps_to_the_lock_that_it_has(self) -> None:
+        held = self.blog.checkout.hold("take")
+        self.submit(self.blog.lane)
+        shop = self.others[0]
+        self.submit(shop.lane)
+        self.turn()
+        moved = AppAtWork(self.clock, self.journal, DeferredLock(), "shop")
+        shop.lane.configure(moved.story, DeferredLock())
+        held.happen(None)
+        self.assertEqual(shop.server.state, "serving")
+        self.assertEqual(moved.checkout.calls, [], "the other repository was used under the lock of this one")
+        self.submit(shop.lane)
+        self.turn()
+        self.assertEqual(moved.server.state, "serving")
+
+
+class TakingUp(LaneCase):
+    """What an earlier hookdeploy has not finished."""
+
+    def attempted(self, times: int) -> Deployment:
+        deployment = self.queued()
+        for _ in range(times):
+            deployment = self.result(self.journal.begin(deployment.id, 0.0))
+        return deployment
+
+    def test_it_is_deployed(self) -> None:
+        """P83."""
+        deployment = self.attempted(MOST_ATTEMPTS - 1)
+        self.lane.take_up(deployment)
+        self.turn()
+        self.assertEqual(self.outcome(deployment), Outcome.DEPLOYED)
+        self.assertEqual(self.written(deployment).attempts, MOST_ATTEMPTS)
+
+    def test_it_is_given_up_after_too_many_attempts(self) -> None:
+        deployment = self.attempted(MOST_ATTEMPTS)
+        self.lane.take_up(deployment)
+        self.turn()
+        self.assertEqual(self.outcome(deployment), Outcome.INTERRUPTED)
+        self.assertIn("stopped 3 times", self.written(deployment).reason)
+        self.assertEqual(self.blog.checkout.calls, [])
+
+    def test_of_several_the_newest_is_deployed(self) -> None:
+        older, newer = self.attempted(1), self.attempted(0)
+        self.lane.take_up(older)
+        self.lane.take_up(newer)
+        self.turn()
+        self.assertEqual((self.outcome(older), self.outcome(newer)), (Outcome.SUPERSEDED, Outcome.DEPLOYED))
+
+
+class Resuming(LaneCase):
+    """The start of hookdeploy."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.served = Tree(Path("/releases/0"), commit("0"), "0")
+
+    def deployments(self) -> list[tuple[Trigger, Outcome | None]]:
+        return [(one.trigger, one.outcome) for one in self.result(self.journal.deployments())]
+
+    def test_the_current_tree_is_served_before_anything_is_deployed(self) -> None:
+        self.blog.checkout.served = self.served
+        self.submit()
+        self.lane.resume()
+        self.turn()
+        self.assertEqual([launch.tree.commit for launch in self.blog.server.launches], [commit("0"), commit("a")])
+        self.assertEqual(self.blog.server.calls, ["start", "swap"])
+
+    def test_nothing_is_deployed_if_there_is_a_tree(self) -> None:
+        self.blog.checkout.served = self.served
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.deployments(), [])
+        self.assertEqual(self.blog.server.state, "serving")
+
+    def test_the_tip_is_deployed_if_there_is_none(self) -> None:
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.deployments(), [(Trigger.START, Outcome.DEPLOYED)])
+
+    def begin_in_place(self, *steps: StepConfig) -> None:
+        """An app whose tree was there before hookdeploy, with these steps."""
+        self.blog.checkout.served = self.served
+        app = replace(self.blog.story.app, path=Path("/srv/blog"), mode="in-place", build=steps)
+        self.lane.configure(replace(self.blog.story, app=app), self.lock)
+        self.lane.resume()
+        self.turn()
+
+    def test_a_clone_that_was_never_built_is_served_and_then_built(self) -> None:
+        self.begin_in_place(StepConfig("collect", ("make", "static")))
+        self.assertEqual(self.blog.server.calls[0], "start")
+        self.assertEqual(self.deployments(), [(Trigger.START, Outcome.DEPLOYED)])
+        [built] = self.result(self.journal.deployments())
+        self.assertEqual([step.name for step in built.steps], ["collect"])
+
+    def test_a_clone_that_was_built_is_not_built_again_by_a_start(self) -> None:
+        self.begin_in_place(StepConfig("collect", ("make", "static")))
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(len(self.deployments()), 1)
+
+    def test_a_clone_without_steps_is_only_served(self) -> None:
+        self.begin_in_place()
+        self.assertEqual(self.blog.server.state, "serving")
+        self.assertEqual(self.deployments(), [])
+
+    def test_what_waits_builds_a_clone_that_was_never_built(self) -> None:
+        self.submit()
+        self.begin_in_place(StepConfig("collect", ("make", "static")))
+        self.assertEqual(self.deployments(), [(Trigger.PUSH, Outcome.DEPLOYED)])
+
+    def test_what_waits_is_deployed_instead_if_there_is_none(self) -> None:
+        self.submit()
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.deployments(), [(Trigger.PUSH, Outcome.DEPLOYED)])
+
+    def test_what_comes_while_the_start_is_written_is_not_forgotten(self) -> None:
+        original = self.journal.enqueue
+
+        async def enqueue(app: str, trigger: Trigger) -> Deployment:
+            if trigger is Trigger.START:
+                self.submit()
+            return await original(app, trigger)
+
+        self.patch(self.journal, "enqueue", enqueue)
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.deployments(), [(Trigger.START, Outcome.DEPLOYED), (Trigger.PUSH, Outcome.SUPERSEDED)])
+
+    def test_a_server_that_cannot_start_is_no_bug_and_what_waits_is_deployed(self) -> None:
+        self.blog.checkout.served = self.served
+        self.blog.environments.failing["prepare"] = StepFailed("pip install failed")
+        self.lane.resume()
+        self.turn()
+        self.assertFalse(self.faults())
+        self.assertIn("the server cannot start", str(self.events[-1]["log_format"]))
+        self.blog.environments.failing.clear()
+        deployment = self.submit()
+        self.turn()
+        self.assertEqual(self.outcome(deployment), Outcome.DEPLOYED)
+
+    def test_a_bug_in_resuming_does_not_keep_what_waits(self) -> None:
+        self.blog.checkout.served = self.served
+        self.blog.server.failing["start"] = ZeroDivisionError("division by zero")
+        deployment = self.submit()
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(len(self.faults()), 1)
+        self.assertEqual(self.outcome(deployment), Outcome.DEPLOYED)
+
+    def test_a_journal_that_cannot_write_the_start_is_no_bug(self) -> None:
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.lane.resume()
+        self.turn()
+        self.assertFalse(self.faults())
+        self.assertIn("the disk is full", str(self.events[-1]["problem"]))
+
+    def test_a_running_server_is_swapped_after_a_change_of_the_configuration(self) -> None:
+        self.submit()
+        self.turn()
+        self.lane.configure(self.blog.story, self.lock)
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.blog.server.calls, ["swap", "swap"])
+
+    def test_a_change_of_the_configuration_waits_for_what_runs(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.blog.server.calls, ["swap"])
+        held.happen(None)
+        self.assertEqual(self.blog.server.calls, ["swap", "swap"])
+
+
+class EndsThatCannotBeWritten(LaneCase):
+    """P84: the disk is full while a deployment is under way."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        held = self.blog.server.hold("swap")
+        self.first = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        held.happen(None)
+
+    def test_it_is_deployed_again_after_a_pause_and_ends(self) -> None:
+        self.assertIsNone(self.outcome(self.first))
+        self.assertIsNone(self.lane.running)
+        self.journal.fail_with = None
+        self.clock.advance(JOURNAL_PAUSE - 0.1)
+        self.assertIsNone(self.outcome(self.first))
+        self.clock.advance(0.1)
+        self.turn()
+        self.assertIn(self.outcome(self.first), {Outcome.DEPLOYED, Outcome.UNCHANGED})
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_it_is_tried_for_as_long_as_nothing_can_be_written(self) -> None:
+        for _ in range(5):
+            self.clock.advance(JOURNAL_PAUSE)
+            self.turn()
+            self.assertEqual(len(self.clock.getDelayedCalls()), 1)
+        self.journal.fail_with = None
+        self.clock.advance(JOURNAL_PAUSE)
+        self.turn()
+        self.assertIsNotNone(self.outcome(self.first))
+        self.assertFalse(self.faults())
+
+    def test_a_newer_one_takes_its_place(self) -> None:
+        self.journal.fail_with = None
+        self.blog.checkout.tip = commit("b")
+        second = self.submit()
+        self.assertEqual(self.outcome(self.first), Outcome.SUPERSEDED)
+        self.assertEqual(self.written(self.first).superseded_by, second.id)
+        self.turn()
+        self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
+        self.assertEqual(self.clock.getDelayedCalls(), [], "the older one would be deployed again")
+
+    def test_one_that_waits_already_takes_its_place_too(self) -> None:
+        self.journal.fail_with = None
+        held = self.blog.environments.hold("prepare")
+        self.blog.checkout.tip = commit("b")
+        second = self.submit()
+        self.turn()
+        third = self.submit()
+
+        async def finish(*_: object, **named: object) -> None:
+            self.patch(self.journal, "finish", original)
+            raise JournalUnavailable("the disk is full")
+
+        original = self.journal.finish
+        self.patch(self.journal, "finish", finish)
+        held.happen(None)
+        self.assertEqual((self.outcome(second), self.written(second).superseded_by), (Outcome.SUPERSEDED, third.id))
+        self.assertIsNotNone(self.outcome(third))
+
+    def test_a_stop_leaves_it_to_the_next_start(self) -> None:
+        self.result(self.lane.stop())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIsNone(self.outcome(self.first))
+
+
+class Stopping(LaneCase):
+    """The end of hookdeploy."""
+
+    def test_a_lane_at_rest_stops_at_once(self) -> None:
+        self.result(self.lane.stop())
+        self.result(self.lane.stop())
+
+    def test_what_has_not_begun_is_left_to_the_next_start(self) -> None:
+        deployment = self.submit()
+        self.result(self.lane.stop())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertIsNone(self.outcome(deployment))
+        self.assertEqual(self.written(deployment).phase, Phase.QUEUED)
+
+    def test_what_runs_is_cancelled_and_left_to_the_next_start(self) -> None:
+        """P83."""
+        self.blog.environments.hold("prepare")
+        running = self.submit()
+        self.turn()
+        waiting = self.submit()
+        self.result(self.lane.stop())
+        self.assertEqual((self.outcome(running), self.outcome(waiting)), (None, None))
+        self.assertIsNone(self.lane.running)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertFalse(self.faults())
+
+    def test_it_waits_until_what_runs_has_ended(self) -> None:
+        """A command that is cancelled ends only when its whole family is gone."""
+        gone: Deferred[None] = Deferred()
+        asked: list[Deferred[None]] = []
+
+        async def swap(launch: Launch, entered: object) -> None:
+            try:
+                await Deferred(asked.append)
+            finally:
+                await gone
+
+        self.patch(self.blog.server, "swap", swap)
+        self.submit()
+        self.turn()
+        stopping = Deferred.fromCoroutine(self.lane.stop())
+        self.assertEqual(len(asked), 1)
+        self.assertNoResult(stopping)
+        gone.callback(None)
+        self.successResultOf(stopping)
+
+    def test_what_ends_well_in_spite_of_it_is_the_last(self) -> None:
+        async def swap(launch: Launch, entered: object) -> None:
+            await Deferred(lambda unwilling: unwilling.callback(None))
+
+        self.patch(self.blog.server, "swap", swap)
+        first = self.submit()
+        self.turn()
+        second = self.submit()
+        self.result(self.lane.stop())
+        self.assertEqual((self.outcome(first), self.outcome(second)), (Outcome.DEPLOYED, None))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_resumption_is_cancelled_too(self) -> None:
+        self.blog.checkout.served = Tree(Path("/releases/0"), commit("0"), "0")
+        self.blog.server.hold("start")
+        self.lane.resume()
+        self.turn()
+        self.result(self.lane.stop())
+        self.assertEqual(self.blog.server.launches, [])
+        self.assertFalse(self.faults())
+
+    def test_nothing_is_submitted_to_a_stopped_lane(self) -> None:
+        waiting = self.submit()
+        self.result(self.lane.stop())
+        late = self.submit()
+        self.lane.take_up(self.queued())
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.blog.checkout.calls, [])
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.assertEqual((self.outcome(waiting), self.outcome(late)), (None, None))
