@@ -481,7 +481,7 @@ async def test_a_real_lock_is_synced_with_uv(real_world: World) -> None:
 
 
 def with_uv(world: World) -> None:
-    uv = shutil.which("uv")
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if uv is None and not os.environ.get("HOOKDEPLOY_ALL_TESTS"):
         pytest.skip("uv is not installed")
     assert uv is not None, "uv is not installed"

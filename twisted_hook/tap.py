@@ -338,7 +338,10 @@ class Hookdeploy(Service):
         drain = max((app.config.drain for app in self._apps.values()), default=0.0)
         what = "the apps serve on" if self._leaving else f"requests have {drain:g} s to finish"
         self._log.info("hookdeploy stops; {what}", what=what)
-        await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
+        if self._leaving:
+            self._door.leave()
+        else:
+            await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
         await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
@@ -346,8 +349,9 @@ class Hookdeploy(Service):
         self._lock.close()
 
     async def _end_reload(self) -> None:
-        async with self._reloading:
-            """Whoever has the lock next sees that we do not run any more."""
+        """Wait for a reload that is under way; one that still waits sees that we do not run any more."""
+        await self._reloading.acquire()
+        self._reloading.release()
 
     async def _stop_apps(self) -> None:
         ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
