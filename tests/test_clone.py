@@ -527,6 +527,19 @@ async def test_what_is_kept_has_no_way_back(world: World) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_what_serves_still_after_hookdeploy_died_is_gone_back_to(world: World) -> None:
+    """P81, P83: it is adopted, and kept for the current tree once more."""
+    clone, run = world.clone(), SpawningRunner(reactor)
+    serving = await clone.current(run)
+    assert serving is not None
+    before = world.everything()
+    world.origin.push({"app.py": "two\n"})
+    await deploy(clone)
+    await clone.keep(run, serving)
+    assert world.everything() == before
+
+
+@pytest_twisted.ensureDeferred
 async def test_there_is_no_way_back_from_where_nothing_was_changed(world: World) -> None:
     tree = await world.deploy()
     before = world.everything()

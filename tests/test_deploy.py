@@ -365,6 +365,14 @@ class JournalsThatFail(StoryCase):
         self.assertTrue(again.ended)
         self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
 
+    def test_what_was_cut_off_is_never_taken_for_what_runs_already(self) -> None:
+        """P83: its tree may be half built, and served after a new start all the same."""
+        self.deploy()
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        self.result(self.journal.begin(deployment.id, 0.0))
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+
 
 class TreesThatServe(StoryCase):
     """A tree is not taken away from under the server."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
@@ -638,3 +639,239 @@ def test_sighup_ends_an_app_that_is_not_configured_any_more(held: Held, origin: 
     until(lambda: not is_listened_on(hookdeploy.app_port), "end of the app's listener")
     held.let_go()
     assert hookdeploy.first()["app"] == "api"
+
+
+# Surviving our own death.
+
+
+def server_of(hookdeploy: Hookdeploy) -> int:
+    """The gunicorn that serves."""
+    return int(until(lambda: hookdeploy.api("/apps")[0]["server"]["pid"], "server"))
+
+
+def is_alone(hookdeploy: Hookdeploy, server: int, own: int | None = None) -> bool:
+    """Whether this gunicorn runs beside hookdeploy, and no other is left."""
+    recorded = [int(record.stem) for record in hookdeploy.state.glob("apps/*/servers/*.json")]
+    return recorded == [server] and {server, own or hookdeploy.pid} <= processes_of(hookdeploy.directory).keys()
+
+
+def kept_by(hookdeploy: Hookdeploy) -> list[int]:
+    """The keepers of its sockets."""
+    path = os.fsencode(hookdeploy.state / "keeper.sock")
+    return [
+        int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/cmdline") if path in words_of(entry).split(b"\0")
+    ]
+
+
+def words_of(entry: Path) -> bytes:
+    try:
+        return entry.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture(params=["release", "in-place"])
+def either(request: pytest.FixtureRequest) -> Hookdeploy:
+    """A hookdeploy in either mode, that serves its first page."""
+    hookdeploy: Hookdeploy = request.getfixturevalue(request.param.replace("-", "_"))
+    hookdeploy.start()
+    hookdeploy.wait_for_page("one")
+    if request.param == "release":
+        hookdeploy.first()
+    return hookdeploy
+
+
+def test_a_kill_and_a_start_cost_no_request_and_the_next_push_deploys(either: Hookdeploy, origin: Origin) -> None:
+    hookdeploy, visitors = either, Visitors(either)
+    server = server_of(hookdeploy)
+    with visitors.here():
+        for text in ("two", "three"):
+            assert hookdeploy.stop(signal.SIGKILL) == -signal.SIGKILL
+            asked = visitors.served
+            until(lambda asked=asked: visitors.served > asked + 10, "visitors while nobody is there")  # type: ignore[misc]
+            hookdeploy.start()
+            until(lambda server=server: server_of(hookdeploy) == server, "the same server")  # type: ignore[misc]
+            done = hookdeploy.ended(hookdeploy.announce(origin.push(site(text))))
+            assert done["outcome"] == "deployed"
+            hookdeploy.wait_for_page(text)
+            new = server_of(hookdeploy)
+            assert new != server
+            server = new
+            until(lambda server=server: is_alone(hookdeploy, server), "end of the adopted server")  # type: ignore[misc]
+    assert visitors.missed == 0
+    assert visitors.served > 20
+
+
+def test_a_delivery_that_comes_while_nobody_is_there_waits_and_is_answered(release: Hookdeploy, origin: Origin) -> None:
+    release.start()
+    release.first()
+    tip = origin.push(site("two"))
+    release.stop(signal.SIGKILL)
+    body = payloads.encoded(payloads.push(after=tip, repository=payloads.repository("acme/web")))
+    headers = {name.decode(): value.decode() for name, value in payloads.headers(body).items()}
+    with closing(http.client.HTTPConnection("127.0.0.1", release.hook_port, timeout=PATIENCE)) as forge:
+        forge.request("POST", release.hook_path, body, headers)
+        release.start()
+        answer = forge.getresponse()
+        told = json.loads(answer.read())
+    assert (answer.status, told["status"]) == (202, "accepted")
+    [deployment] = told["deployments"]
+    assert release.ended(deployment)["revision"] == tip
+    release.wait_for_page("two")
+
+
+def test_a_server_that_died_with_hookdeploy_is_started_again(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    server = server_of(release)
+    release.stop(signal.SIGKILL)
+    os.kill(server, signal.SIGKILL)
+    until(lambda: server not in processes_of(release.directory), "end of the server")
+    release.start()
+    release.wait_for_page("one")
+    until(lambda: is_alone(release, server_of(release)), "one new server")
+
+
+def test_sigterm_after_an_adoption_leaves_nothing(either: Hookdeploy) -> None:
+    server = server_of(either)
+    either.stop(signal.SIGKILL)
+    either.start()
+    until(lambda: server_of(either) == server, "the same server")
+    assert len(kept_by(either)) == 1
+    assert either.stop() == -signal.SIGTERM
+    until(lambda: not kept_by(either), "end of the keeper")
+    assert processes_of(either.directory) == {}
+    assert not (either.state / "keeper.sock").exists()
+    assert not any(is_listened_on(port) for port in (either.hook_port, either.app_port))
+    assert list(either.state.glob("apps/*/servers/*")) == []
+
+
+def test_a_keeper_that_was_killed_is_replaced_at_the_next_reload(release: Hookdeploy, origin: Origin) -> None:
+    release.start()
+    release.first()
+    server = server_of(release)
+    [keeper] = kept_by(release)
+    os.kill(keeper, signal.SIGKILL)
+    reload(release, RELEASE)
+    until(lambda: [pid for pid in kept_by(release) if pid != keeper], "new keeper")
+    until(lambda: "the keeper of the sockets has died" in release.log, "word of it")
+    release.stop(signal.SIGKILL)
+    release.start()
+    until(lambda: server_of(release) == server, "the same server")
+    release.ended(release.announce(origin.push(site("two"))))
+    release.wait_for_page("two")
+
+
+def test_sigusr2_executes_it_again_and_costs_no_request(either: Hookdeploy, origin: Origin) -> None:
+    hookdeploy, visitors = either, Visitors(either)
+    server, pid = server_of(hookdeploy), hookdeploy.pid
+    with visitors.here():
+        for times, text in enumerate(("two", "three"), start=2):
+            os.kill(pid, signal.SIGUSR2)
+            until(lambda times=times: hookdeploy.log.count("takes hooks on") == times, "second beginning")  # type: ignore[misc]
+            assert hookdeploy.api("/server")["pid"] == pid
+            assert server_of(hookdeploy) == server
+            done = hookdeploy.ended(hookdeploy.announce(origin.push(site(text))))
+            assert done["outcome"] == "deployed"
+            hookdeploy.wait_for_page(text)
+            server = server_of(hookdeploy)
+            until(lambda server=server: is_alone(hookdeploy, server), "end of the adopted server")  # type: ignore[misc]
+    assert visitors.missed == 0
+    assert hookdeploy.stop() == -signal.SIGTERM
+    until(lambda: not processes_of(hookdeploy.directory), "end of all its processes")
+
+
+def test_deliveries_during_sigusr2_are_all_answered(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    answers: list[int] = []
+    over = threading.Event()
+
+    def deliver() -> None:
+        while not over.is_set():
+            answers.append(ping(release, release.hook_path))
+
+    with ThreadPoolExecutor(1) as forge:
+        delivering = forge.submit(deliver)
+        try:
+            os.kill(release.pid, signal.SIGUSR2)
+            until(lambda: release.log.count("takes hooks on") == 2, "second beginning")
+            count = len(answers)
+            until(lambda: len(answers) > count + 5 or delivering.done(), "answers of the new one")
+        finally:
+            over.set()
+        delivering.result(PATIENCE)
+    assert set(answers) == {202}
+
+
+def test_sigusr2_during_a_build_begins_it_again(held: Held, origin: Origin) -> None:
+    hookdeploy = held.hookdeploy
+    tip = origin.push(site("two"))
+    deployment = hookdeploy.announce(tip)
+    until(lambda: held.builds == 2, "build that is held")
+    os.kill(hookdeploy.pid, signal.SIGUSR2)
+    until(lambda: held.builds == 3, "build that is held again")
+    assert len(builders(hookdeploy)) == 1
+    assert hookdeploy.page() == "one"
+    held.let_go()
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["revision"], done["attempts"]) == ("deployed", tip, 2)
+    until(lambda: is_alone(hookdeploy, server_of(hookdeploy)), "end of the old server")
+
+
+def test_sigusr2_in_the_background_keeps_the_server_and_the_pid_file_true(in_place: Hookdeploy, origin: Origin) -> None:
+    """twistd goes into the background anew, so that the pid is another one; the file says which."""
+    directory, visitors = in_place.directory, Visitors(in_place)
+    pidfile, logfile = directory / "hookdeploy.pid", directory / "hookdeploy.log"
+    assert in_place.run(f"--pidfile={pidfile}", f"--logfile={logfile}").returncode == 0
+
+    def own() -> int:
+        return int(until(lambda: pidfile.read_text() if pidfile.exists() else "", "pid file"))
+
+    try:
+        in_place.wait_for_page("one")
+        server = server_of(in_place)
+        with visitors.here():
+            for times, text in enumerate(("two", "three"), start=2):
+                os.kill(own(), signal.SIGUSR2)
+                until(lambda times=times: logfile.read_text().count("takes hooks on") == times, "second beginning")  # type: ignore[misc]
+                assert in_place.api("/server")["pid"] == own()
+                assert server_of(in_place) == server
+                assert in_place.ended(in_place.announce(origin.push(site(text))))["outcome"] == "deployed"
+                in_place.wait_for_page(text)
+                server = server_of(in_place)
+                until(lambda server=server: is_alone(in_place, server, own()), "end of the adopted server")  # type: ignore[misc]
+        assert visitors.missed == 0
+    finally:
+        os.kill(own(), signal.SIGTERM)
+        until(lambda: not processes_of(directory), "end of all its processes")
+    assert not pidfile.exists()
+
+
+MOMENTS = ("the answer", "fetching", "starting", "checking", "swapping")
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_kill_at_any_moment_of_a_swap_ends_with_one_server_and_the_newest_page(
+    release: Hookdeploy, origin: Origin, moment: str
+) -> None:
+    """P83."""
+    release.start()
+    release.first()
+    for text in ("two", "three"):
+        tip = origin.push(site(text))
+        deployment = release.announce(tip)
+        if moment != "the answer":
+            until(lambda deployment=deployment: has_come_to(release, deployment, moment), moment)  # type: ignore[misc]
+        release.stop(signal.SIGKILL)
+        release.start()
+        done = release.ended(deployment)
+        assert done["outcome"] in ("deployed", "unchanged"), done
+        assert done["revision"] == tip
+        assert release.page() == text
+        until(lambda: is_alone(release, server_of(release)), "only one server")
+        assert release.api("/apps/web")["revision"] == tip
+
+
+def has_come_to(hookdeploy: Hookdeploy, deployment: str, phase: str) -> bool:
+    return phase in [entered["phase"] for entered in hookdeploy.api(f"/deployments/{deployment}")["phases"]]

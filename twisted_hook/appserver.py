@@ -103,6 +103,7 @@ class GunicornServer:
         for record in serverrecords.alive(self._records):
             if not serverrecords.gate_is_open(record.pid):
                 signal_group(record.pid, signal.SIGKILL)
+                serverrecords.forget(self._records, record.pid)  # nobody watches it
                 continue
             try:
                 server = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)

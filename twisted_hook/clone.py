@@ -94,19 +94,23 @@ class Clone:
 
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
         """The clone is its own current tree: there is no way back to be remembered any more."""
+        if _text(self._before).strip() == tree.commit.revision:  # hookdeploy died deploying, and this serves still
+            await self._go_back(run)
         self._before.unlink(missing_ok=True)
 
     async def discard(self, run: CommandRunner, tree: Tree) -> None:
         """Go back to the commit that serves: its workers load what is on disk whenever gunicorn starts one again."""
-        before = _text(self._before).strip()
-        if not before or before == tree.commit.revision:
-            return
+        if _text(self._before).strip() not in ("", tree.commit.revision):
+            await self._go_back(run)
+            self._before.unlink(missing_ok=True)
+
+    async def _go_back(self, run: CommandRunner) -> None:
+        before, from_here = _text(self._before).strip(), await self._git().commit(run, "HEAD")
         # --keep: what a step has changed in the clone is in the way of going back, and is not thrown away.
         await self._git().ask(
             run, "reset", "--keep", before, failing=f"{self.path} could not be put back to {before[:7]}"
         )
-        await self._forget_bytecode(run, tree.commit, await self._git().commit(run, "HEAD"))
-        self._before.unlink(missing_ok=True)
+        await self._forget_bytecode(run, from_here, await self._git().commit(run, "HEAD"))
 
     async def current(self, run: CommandRunner) -> Tree | None:
         if self._rebasing.exists():  # hookdeploy died in the midst of it

@@ -128,6 +128,8 @@ class Deploying:
         self._previous: str | None = None
         self._commit = "the tip"
         """What is deployed, in words."""
+        self._cut_off = False
+        """It was begun before: its tree may be there, and half built."""
         self.ended = False
         """Its outcome is in the journal."""
 
@@ -155,7 +157,8 @@ class Deploying:
 
     async def _obtain(self) -> Tree | None:
         checkout = self._story.checkout
-        await self._story.journal.begin(self._deployment.id, self._story.now())
+        begun = await self._story.journal.begin(self._deployment.id, self._story.now())
+        self._cut_off = begun.attempts > 1
         await self._enter(Phase.FETCHING)
         commit = await checkout.fetch(self)
         current = await checkout.current(self)
@@ -213,6 +216,8 @@ class Deploying:
 
     async def _runs(self, commit: Commit) -> bool:
         """Whether this very commit is what runs, and its deployment did not fail half-way."""
+        if self._cut_off or await self._story.was_never_built():
+            return False
         last = await self._story.journal.last(self._app.name)
         server = self._story.server
         known = last is not None and last.revision == commit.revision

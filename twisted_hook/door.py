@@ -72,6 +72,12 @@ class Door:
             if isinstance(port, Port):
                 port.startReading()
 
+    def leave(self) -> None:
+        """Accept nobody any more. A port is not closed: Twisted would shut down its socket for all who hold it."""
+        for port in self._ports.values():
+            if isinstance(port, Port):
+                port.stopReading()
+
     async def keep_only(self, descriptions: Iterable[str]) -> None:
         """Stop listening on every endpoint but these."""
         for description in set(self._ports) - set(descriptions):

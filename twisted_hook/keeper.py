@@ -54,8 +54,9 @@ def answer(client: socket.socket, request: dict[str, Any], descriptors: list[int
     names = request["names"]
     given: list[int] = []
     if request["do"] == "hold":
-        let_go(held, names)
-        held[names[0]] = descriptors[0]
+        [name], [listener] = names, descriptors
+        let_go(held, [name])
+        held[name] = listener
     elif request["do"] == "keep only":
         let_go(held, held.keys() - names)
     elif request["do"] == "take":

@@ -80,10 +80,6 @@ class Keeper:
             self._connection.close()
             self._connection = None
 
-    def fileno(self) -> int:
-        """The descriptor that tells, by its end, that the keeper has died."""
-        return -1 if self._connection is None else self._connection.fileno()
-
     def _work_with(self, connection: socket.socket) -> None:
         if self._connection is not None:
             self._connection.close()

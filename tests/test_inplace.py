@@ -1,0 +1,148 @@
+"""A clone in place, by the installed program: what does not start is not on disk for the workers that come later."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.installed import Hookdeploy, Origin, git, processes_of, put_away, site, until
+from tests.test_twistd import RELEASE
+
+IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    made = Origin(tmp_path)
+    made.push(site("one"))
+    return made
+
+
+@pytest.fixture
+def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with a clone of the origin; not started yet."""
+    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
+    with put_away(Hookdeploy(tmp_path, config=IN_PLACE)) as hookdeploy:
+        yield hookdeploy
+
+
+def head(hookdeploy: Hookdeploy) -> str:
+    return git(hookdeploy.directory / "clone", "rev-parse", "HEAD")
+
+
+def workers(hookdeploy: Hookdeploy) -> list[int]:
+    """gunicorn's own children."""
+    master = hookdeploy.api("/apps/web")["server"]["pid"]
+    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+
+
+def replace_worker(hookdeploy: Hookdeploy) -> None:
+    """Kill one as the kernel does where memory runs out, and wait until gunicorn has another one in its place."""
+    [old] = workers(hookdeploy)
+    os.kill(old, signal.SIGKILL)
+    until(lambda: workers(hookdeploy) not in ([], [old]), "new worker")
+
+
+@pytest.mark.parametrize("broken", ["def application(", "raise RuntimeError('no')", "import nothing_of_this_name"])
+def test_a_worker_that_dies_after_a_failed_deployment_is_replaced_by_what_serves(
+    in_place: Hookdeploy, origin: Origin, broken: str
+) -> None:
+    """P81, in place."""
+    in_place.start()
+    in_place.wait_for_page("one")
+    good = head(in_place)
+    failed = in_place.ended(in_place.announce(origin.push({"wsgi.py": broken})))
+    assert failed["outcome"] == "failed"
+    assert in_place.page() == "one"
+    until(lambda: head(in_place) == good, "way back to the commit that serves")
+    assert git(in_place.directory / "clone", "status", "--porcelain", "--untracked-files=no") == ""
+    for _ in range(2):
+        replace_worker(in_place)
+        in_place.wait_for_page("one")
+    tip = origin.push(site("two"))
+    done = in_place.ended(in_place.announce(tip))
+    assert (done["outcome"], done["previous"]) == ("deployed", good)
+    in_place.wait_for_page("two")
+    assert head(in_place) == tip
+    replace_worker(in_place)
+    in_place.wait_for_page("two")
+    assert head(in_place) == tip
+
+
+def test_a_start_after_a_failed_deployment_serves_what_served_before(in_place: Hookdeploy, origin: Origin) -> None:
+    """P81, P83: in place there is no other release to fall back to."""
+    in_place.start()
+    in_place.wait_for_page("one")
+    good = head(in_place)
+    in_place.ended(in_place.announce(origin.push({"wsgi.py": "def application("})))
+    until(lambda: head(in_place) == good, "way back to the commit that serves")
+    in_place.stop()
+    in_place.start()
+    in_place.wait_for_page("one")
+    assert head(in_place) == good
+
+
+def test_a_clone_with_steps_is_served_at_once_and_built_by_a_first_deployment(in_place: Hookdeploy) -> None:
+    in_place.configure(f"{IN_PLACE}build = [\"sh -c 'echo built > built'\"]\n")
+    in_place.start()
+    first = in_place.first()
+    assert (first["trigger"], first["outcome"]) == ("start", "deployed")
+    assert [step["status"] for step in first["steps"]] == ["ok"]
+    assert (in_place.directory / "clone/built").read_text() == "built\n"
+    assert in_place.page() == "one"
+
+
+BUILD = """
+while [ -e DIRECTORY/hold ]; do sleep 0.02; done
+test ! -e DIRECTORY/broken && git -C DIRECTORY/clone rev-parse HEAD > DIRECTORY/built
+"""
+
+
+@pytest.fixture
+def held(in_place: Hookdeploy, origin: Origin) -> tuple[Hookdeploy, str, str]:
+    """One that is in the midst of a build, its good commit, and the deployment."""
+    directory = in_place.directory
+    (directory / "build.sh").write_text(BUILD.replace("DIRECTORY", str(directory)))
+    in_place.configure(f'{IN_PLACE}build = ["sh DIRECTORY/build.sh"]\n')
+    in_place.start()
+    in_place.first()
+    good = head(in_place)
+    (directory / "hold").touch()
+    deployment = in_place.announce(origin.push(site("two")))
+    until(lambda: in_place.api(f"/deployments/{deployment}")["phase"] == "building", "build that is held")
+    return in_place, good, deployment
+
+
+def test_a_tree_that_was_half_built_at_a_power_cut_is_built_by_the_next_start(
+    held: tuple[Hookdeploy, str, str],
+) -> None:
+    """P83: hookdeploy, its servers and its build are all killed; the new commit is on disk already."""
+    hookdeploy, good, deployment = held
+    hookdeploy.stop(signal.SIGKILL)
+    while left := processes_of(hookdeploy.directory):
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
+    (hookdeploy.directory / "hold").unlink()
+    hookdeploy.start()
+    done = hookdeploy.ended(deployment)
+    assert (done["outcome"], done["attempts"]) == ("deployed", 2)
+    assert (hookdeploy.directory / "built").read_text().strip() == head(hookdeploy) != good
+    hookdeploy.wait_for_page("two")
+
+
+def test_a_deployment_that_was_cut_off_and_then_fails_goes_back_to_what_serves_still(
+    held: tuple[Hookdeploy, str, str],
+) -> None:
+    """P81, P83: only hookdeploy is killed; its server outlives it, and the new commit is on disk already."""
+    hookdeploy, good, deployment = held
+    hookdeploy.stop(signal.SIGKILL)
+    (hookdeploy.directory / "broken").touch()
+    (hookdeploy.directory / "hold").unlink()
+    hookdeploy.start()
+    assert hookdeploy.ended(deployment)["outcome"] == "failed"
+    assert hookdeploy.page() == "one"
+    until(lambda: head(hookdeploy) == good, "way back to the commit that serves")

@@ -1,0 +1,272 @@
+"""The keeper holds listening sockets while nobody else does: a program of its own, started, killed and ended here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from twisted_hook import sockets
+from twisted_hook.keeping import PROGRAM, Keeper, NoKeeper
+
+PATIENCE = 10.0
+"""Seconds after which a condition that does not come true fails its test."""
+
+
+def keepers(path: Path) -> list[int]:
+    """The keepers that run for this path; a zombie has no command line any more."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if os.fsencode(PROGRAM) in words and os.fsencode(path) in words:
+            found.append(int(entry.name))
+    return found
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < limit, f"waited in vain for {what}"
+        time.sleep(0.01)
+
+
+class KeeperTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        directory = TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+        self.directory = Path(directory.name)
+        self.path = self.directory / "keeper.sock"
+
+    def reached(self, path: Path | None = None) -> Keeper:
+        """A client that has reached its keeper, which is ended with the test."""
+        path = path or self.path
+        keeper = Keeper(path)
+        self.addCleanup(self.assert_ends, path)
+        self.addCleanup(keeper.end)
+        keeper.reach()
+        return keeper
+
+    def assert_ends(self, path: Path) -> None:
+        until(lambda: not keepers(path), "the end of the keeper")
+
+    def the_one(self, path: Path | None = None) -> int:
+        [pid] = keepers(path or self.path)
+        return pid
+
+    def leave(self, keeper: Keeper) -> None:
+        """What the death of hookdeploy looks like to the keeper: its client has gone without a word."""
+        keeper._connection.close()  # type: ignore[union-attr]
+        for descriptor in keeper._held.values():
+            os.close(descriptor)
+        keeper._held.clear()
+        keeper._connection = None
+
+    def listener(self) -> socket.socket:
+        listener = sockets.listen("127.0.0.1:0")
+        self.addCleanup(listener.close)
+        return listener
+
+    def taken(self, keeper: Keeper, name: str) -> socket.socket:
+        listener = keeper.take(name)
+        assert listener is not None
+        self.addCleanup(listener.close)
+        return listener
+
+    def connected(self, address: tuple[str, int]) -> socket.socket:
+        client = socket.create_connection(address, PATIENCE)
+        self.addCleanup(client.close)
+        return client
+
+    # holding and taking
+
+    def test_who_connects_while_nobody_accepts_is_accepted_through_the_taken_socket(self) -> None:
+        first = self.reached()
+        listener = self.listener()
+        address = listener.getsockname()
+        first.hold("door", listener)
+        listener.close()
+        self.leave(first)
+        client = self.connected(address)
+        client.sendall(b"hello")
+        second = self.taken(self.reached(), "door")
+        self.assertEqual(second.getsockname(), address)
+        accepted, _ = second.accept()
+        self.addCleanup(accepted.close)
+        accepted.settimeout(PATIENCE)
+        self.assertEqual(accepted.recv(5), b"hello")
+
+    def test_nothing_is_held_under_a_name_that_was_never_given(self) -> None:
+        self.assertIsNone(self.reached().take("door"))
+
+    def test_a_second_socket_takes_the_place_of_the_first_under_its_name(self) -> None:
+        keeper = self.reached()
+        first, second = self.listener(), self.listener()
+        old, new = first.getsockname(), second.getsockname()
+        keeper.hold("door", first)
+        keeper.hold("door", second)
+        first.close()
+        self.assertEqual(self.taken(keeper, "door").getsockname(), new)
+        self.assertRaises(ConnectionRefusedError, socket.create_connection, old)
+
+    def test_the_name_of_a_unix_socket_is_held_with_it(self) -> None:
+        keeper = self.reached()
+        path = self.directory / "app.sock"
+        listener = sockets.listen(f"unix:{path}")
+        keeper.hold("app", listener)
+        listener.close()
+        copy = self.taken(keeper, "app")
+        self.assertEqual(copy.family, socket.AF_UNIX)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(path))
+            copy.accept()[0].close()
+
+    def test_a_held_socket_never_blocks(self) -> None:
+        """All who hold the socket share this: an accept that blocks freezes the door, or a worker."""
+        keeper = self.reached()
+        listener = self.listener()
+        keeper.hold("door", listener)
+        self.assertFalse(os.get_blocking(listener.fileno()))
+        copy = self.taken(keeper, "door")
+        for each in (listener, copy):
+            self.assertFalse(os.get_blocking(each.fileno()))
+        self.assertRaises(BlockingIOError, copy.accept)
+        keeper.hold("door", copy)
+        os.kill(self.the_one(), signal.SIGKILL)
+        again = self.taken(keeper, "door")
+        for each in (listener, copy, again):
+            self.assertFalse(os.get_blocking(each.fileno()))
+
+    def test_every_socket_but_those_to_keep_is_closed(self) -> None:
+        keeper = self.reached()
+        addresses = {}
+        for name in ("door", "blog", "shop"):
+            listener = self.listener()
+            addresses[name] = listener.getsockname()
+            keeper.hold(name, listener)
+            listener.close()
+        keeper.keep_only({"blog", "never held"})
+        self.connected(addresses["blog"])
+        for name in ("door", "shop"):
+            self.assertRaises(ConnectionRefusedError, socket.create_connection, addresses[name])
+            self.assertIsNone(keeper.take(name))
+
+    def test_what_is_not_to_be_kept_is_not_given_to_a_new_keeper(self) -> None:
+        keeper = self.reached()
+        keeper.hold("door", self.listener())
+        keeper.keep_only(set())
+        os.kill(self.the_one(), signal.SIGKILL)
+        self.assertIsNone(keeper.take("door"))
+
+    # the keeper itself
+
+    def test_a_killed_keeper_is_replaced_and_given_everything_again(self) -> None:
+        keeper = self.reached()
+        addresses = {}
+        for name in ("door", "blog"):
+            listener = self.listener()
+            addresses[name] = listener.getsockname()
+            keeper.hold(name, listener)
+            listener.close()
+        old = self.the_one()
+        os.kill(old, signal.SIGKILL)
+        until(lambda: old not in keepers(self.path), "the end of the killed keeper")
+        self.assertIsNone(keeper.take("a name"))
+        self.assertNotEqual(self.the_one(), old)
+        self.leave(keeper)
+        after = self.reached()
+        for name, address in addresses.items():
+            self.assertEqual(self.taken(after, name).getsockname(), address)
+
+    def test_a_second_client_reaches_the_same_keeper(self) -> None:
+        first = self.reached()
+        first.hold("door", self.listener())
+        pid = self.the_one()
+        self.leave(first)
+        self.reached()
+        self.assertEqual(self.the_one(), pid)
+
+    def test_the_end_closes_what_is_held_and_removes_the_socket(self) -> None:
+        keeper = self.reached()
+        listener = self.listener()
+        address = listener.getsockname()
+        keeper.hold("door", listener)
+        listener.close()
+        keeper.end()
+        until(lambda: not keepers(self.path), "the end of the keeper")
+        self.assertFalse(self.path.exists())
+        self.assertRaises(ConnectionRefusedError, socket.create_connection, address)
+
+    def test_a_keeper_that_was_killed_can_be_told_to_end(self) -> None:
+        keeper = self.reached()
+        os.kill(self.the_one(), signal.SIGKILL)
+        until(lambda: not keepers(self.path), "the end of the killed keeper")
+        keeper.end()
+        self.assertEqual(keepers(self.path), [])
+
+    def test_it_ends_by_itself_when_its_client_leaves_and_it_holds_nothing(self) -> None:
+        keeper = self.reached()
+        keeper.hold("door", self.listener())
+        keeper.keep_only(set())
+        self.leave(keeper)
+        until(lambda: not keepers(self.path), "the end of the keeper")
+        self.assertFalse(self.path.exists())
+
+    def test_it_lives_on_when_its_client_leaves_and_it_holds_something(self) -> None:
+        keeper = self.reached()
+        keeper.hold("door", self.listener())
+        pid = self.the_one()
+        for _ in range(3):
+            self.leave(keeper)
+            keeper = self.reached()
+            self.assertIsNotNone(self.taken(keeper, "door"))
+            self.assertEqual(self.the_one(), pid)
+
+    def test_a_client_that_talks_nonsense_is_hung_up_on_and_nothing_is_lost(self) -> None:
+        keeper = self.reached()
+        keeper.hold("door", self.listener())
+        pid = self.the_one()
+        for nonsense in (b"not JSON", b"{}", b"[]", b'"text"', b'{"do": "hold", "names": ["door"]}', b'{"do": "take"}'):
+            self.leave(keeper)
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+                stranger.settimeout(PATIENCE)
+                stranger.connect(str(self.path))
+                stranger.sendall(nonsense)
+                self.assertEqual(stranger.recv(1), b"", nonsense)
+            keeper = self.reached()
+            self.assertEqual(keepers(self.path), [pid], nonsense)
+            self.assertIsNotNone(self.taken(keeper, "door"), nonsense)
+
+    def test_a_socket_that_a_killed_keeper_has_left_is_in_nobodys_way(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as old:
+            old.bind(str(self.path))
+        self.reached()
+        self.the_one()
+
+    def test_its_socket_is_for_its_owner_alone(self) -> None:
+        self.reached()
+        self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
+
+    def test_the_state_directory_may_have_a_long_name(self) -> None:
+        """A unix socket's address may not: 107 bytes."""
+        path = self.directory / ("x" * 120) / "keeper.sock"
+        path.parent.mkdir()
+        keeper = self.reached(path)
+        listener = self.listener()
+        keeper.hold("door", listener)
+        self.leave(keeper)
+        copy = self.taken(self.reached(path), "door")
+        self.assertEqual(copy.getsockname(), listener.getsockname())
+        self.the_one(path)
+
+    def test_a_call_before_it_was_reached_is_refused(self) -> None:
+        self.assertRaises(NoKeeper, Keeper(self.path).take, "door")

@@ -1,0 +1,185 @@
+"""SIGHUP at awkward moments, and an environment that means harm: the installed program as a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import payloads
+from tests.installed import (
+    Hookdeploy,
+    Origin,
+    free_port,
+    git,
+    is_listened_on,
+    processes_of,
+    put_away,
+    site,
+    until,
+)
+from tests.test_twistd import RELEASE
+
+AGAIN = "the configuration was read again"
+REFUSED = "the configuration stays as it was: "
+TWO_WORKERS = RELEASE.replace("workers = 1", "workers = 2")
+NEW_PATH = RELEASE.replace("[hooks.github]", '[hooks.github]\npath = "/new"')
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    made = Origin(tmp_path)
+    made.push(site("one"))
+    return made
+
+
+@pytest.fixture
+def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with one app in release mode; not started yet."""
+    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
+        yield hookdeploy
+
+
+def hang_up(hookdeploy: Hookdeploy, config: str, said: str = AGAIN) -> None:
+    """Give it another configuration, and wait until it has taken or refused it."""
+    times = hookdeploy.log.count(said)
+    hookdeploy.configure(config)
+    os.kill(hookdeploy.pid, signal.SIGHUP)
+    until(lambda: hookdeploy.log.count(said) > times, f"{said!r} in the log")
+
+
+def ping(hookdeploy: Hookdeploy, path: str) -> int:
+    return int(hookdeploy.send(payloads.ping(), guid=path, path=path, x_github_event=b"ping")["code"])
+
+
+# --- SIGHUP and what comes with it
+
+
+@pytest.mark.parametrize("config", [TWO_WORKERS, RELEASE.replace("[apps.web]", "[apps.api]"), "nonsense"])
+def test_a_stop_right_after_a_reload_leaves_no_process(release: Hookdeploy, config: str) -> None:
+    """``systemctl reload`` and then ``stop``: the server that the reload starts is not forgotten."""
+    release.start()
+    release.first()
+    release.configure(config)
+    os.kill(release.pid, signal.SIGHUP)
+    assert release.stop() == -signal.SIGTERM
+    assert processes_of(release.directory) == {}
+    assert not is_listened_on(release.app_port)
+    assert "Traceback" not in release.log
+
+
+def test_hundreds_of_reloads_do_not_keep_a_later_one_from_its_turn(release: Hookdeploy) -> None:
+    """twisted/twisted#9304: a lock with many waiters that finish at once jams."""
+    release.start()
+    release.first()
+    for _ in range(300):
+        os.kill(release.pid, signal.SIGHUP)
+    release.wait_for_log(AGAIN)
+    release.configure(NEW_PATH)
+    os.kill(release.pid, signal.SIGHUP)
+    until(lambda: ping(release, "/new") == 202, "the new path")
+    release.wait_for_page("one")
+    assert "Traceback" not in release.log
+
+
+@pytest.mark.parametrize("taken_by", ["an app", "the door"])
+def test_a_refused_reload_opens_no_port(release: Hookdeploy, taken_by: str) -> None:
+    """Nothing of a configuration that cannot be had as a whole takes effect."""
+    release.start()
+    release.first()
+    mine = release.hook_port, release.app_port
+    free = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        app, door = (number, free) if taken_by == "an app" else (free, number)
+        listen = f'listen = ["tcp:HOOK_PORT:interface=127.0.0.1", "tcp:{door}:interface=127.0.0.1"]'
+        config = RELEASE.replace('listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]', listen)
+        hang_up(release, config.replace("APP_PORT", str(app)), REFUSED)
+        assert not is_listened_on(free)
+    assert all(is_listened_on(port) for port in mine)
+    assert release.page() == "one"
+    hang_up(release, RELEASE.replace("APP_PORT", str(free)))
+    until(lambda: is_listened_on(free), "the port that was not left taken")
+
+
+def test_another_branch_is_deployed_after_a_reload(release: Hookdeploy, origin: Origin) -> None:
+    """Nobody needs to push for it."""
+    on_main = origin.push(site("one"))
+    tip = origin.push(site("live"))
+    git(origin.path, "branch", "live", tip)
+    git(origin.path, "update-ref", "refs/heads/main", on_main)
+    release.start()
+    assert release.first()["revision"] == on_main
+    hang_up(release, RELEASE.replace("[apps.web]", '[apps.web]\nbranch = "live"'))
+    release.wait_for_page("live")
+    newest = release.api("/deployments", limit=1)[0]
+    assert (newest["trigger"], release.ended(newest["id"])["revision"]) == ("start", tip)
+
+
+# --- what stands in hookdeploy's own environment
+
+
+def test_a_hostile_environment_of_hookdeploy_reaches_no_git(release: Hookdeploy, origin: Origin) -> None:
+    """P62, through the program: another repository, commands in place of ssh and of editors, and settings."""
+    pwn = release.directory / "PWN"
+    touch = f"touch {pwn}"
+    release.change_environ(
+        {
+            "GIT_DIR": str(release.directory / "nowhere"),
+            "GIT_WORK_TREE": "/",
+            "GIT_INDEX_FILE": "/nowhere/index",
+            "GIT_OBJECT_DIRECTORY": "/nowhere/objects",
+            "GIT_SSH_COMMAND": touch,
+            "GIT_SSH": touch,
+            "GIT_ASKPASS": touch,
+            "GIT_EDITOR": touch,
+            "GIT_EXTERNAL_DIFF": touch,
+            "GIT_PAGER": touch,
+            "GIT_CONFIG_COUNT": "3",
+            "GIT_CONFIG_KEY_0": "core.fsmonitor",
+            "GIT_CONFIG_VALUE_0": touch,
+            "GIT_CONFIG_KEY_1": "core.hooksPath",
+            "GIT_CONFIG_VALUE_1": str(release.directory),
+            "GIT_CONFIG_KEY_2": "uploadpack.packObjectsHook",
+            "GIT_CONFIG_VALUE_2": touch,
+            "GIT_CONFIG_PARAMETERS": f"'core.sshCommand={touch}'",
+            "GIT_ALLOW_PROTOCOL": "none",
+        }
+    )
+    hook = release.directory / "post-checkout"
+    hook.write_text(f"#!/bin/sh\n{touch}\n")
+    hook.chmod(0o755)
+    release.start()
+    assert release.first()["outcome"] == "deployed"
+    tip = origin.push(site("two"))
+    done = release.ended(release.announce(tip))
+    assert (done["outcome"], done["revision"]) == ("deployed", tip)
+    release.wait_for_page("two")
+    assert not pwn.exists()
+
+
+# --- the umask
+
+
+@pytest.mark.parametrize("umask", [0o027, 0o002])
+def test_a_umask_that_was_asked_for_is_honoured(release: Hookdeploy, umask: int) -> None:
+    """Of what is checked out and of what a build makes; the state directory is closed all the same."""
+    directory = release.directory
+    release.configure(f'{RELEASE}build = ["touch built.css"]\n')
+    pidfile = directory / "hookdeploy.pid"
+    done = release.run(f"--umask={umask:03o}", f"--pidfile={pidfile}", f"--logfile={directory / 'hookdeploy.log'}")
+    assert (done.returncode, done.stderr) == (0, "")
+    pid = int(until(lambda: pidfile.read_text() if pidfile.exists() else "", "pid file"))
+    try:
+        release.wait_for_page("one")
+        current = (release.state / "apps/web/current").resolve()
+        for name in ("wsgi.py", "built.css"):
+            assert (current / name).stat().st_mode & 0o777 == 0o666 & ~umask, name
+        assert release.state.stat().st_mode & 0o777 == 0o700
+    finally:
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not processes_of(directory), "end of all its processes")

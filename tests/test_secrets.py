@@ -1,0 +1,113 @@
+"""Secrets of the app are in no file and no answer of the running program, whoever prints them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.installed import Hookdeploy, Origin, put_away, site
+from tests.test_twistd import RELEASE
+
+FROM_FILE, ROTATED, FROM_COMMAND = "canary-of-the-env-file", "canary-after-a-rotation", "canary-of-the-command-line"
+CONFIG = f"""{RELEASE}
+env_file = "web.env"
+env = {{ API_TOKEN = "{FROM_COMMAND}" }}
+build = ["sh DIRECTORY/build.sh {FROM_COMMAND}"]
+"""
+BUILD = """
+echo "file: $DATABASE_PASSWORD, command: $1"
+printf '%s' "$DATABASE_PASSWORD" >&2
+test ! -e DIRECTORY/broken
+"""
+SAYS_IT_AND_DIES = """
+import os, sys
+print("boot:", os.environ["DATABASE_PASSWORD"], file=sys.stderr, flush=True)
+raise RuntimeError(os.environ["DATABASE_PASSWORD"] + os.environ["API_TOKEN"])
+"""
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    made = Origin(tmp_path)
+    made.push(site("one"))
+    return made
+
+
+@pytest.fixture
+def hookdeploy(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """One whose build prints every secret that it knows, and fails while there is a file ``broken``; not started."""
+    (tmp_path / "build.sh").write_text(BUILD.replace("DIRECTORY", str(tmp_path)))
+    declare(tmp_path, FROM_FILE)
+    with put_away(Hookdeploy(tmp_path, config=CONFIG)) as made:
+        yield made
+
+
+def declare(directory: Path, password: str) -> None:
+    file = directory / "web.env"
+    file.touch(mode=0o600)
+    file.write_text(f"DATABASE_PASSWORD={password}\n")
+
+
+def shown(hookdeploy: Hookdeploy, *deployments: str) -> dict[str, bytes]:
+    """All that a person can come to see: every answer of the API, twistd's log, and every file of the state.
+
+    But for the servers' own logs, into which gunicorn itself writes, and for the records of running servers, which
+    hold their environment: the next hookdeploy starts them again with it. Nobody else can read either.
+    """
+    answers = {path: json.dumps(hookdeploy.api(path)) for path in ("/deployments", "/apps", "/deliveries", "/server")}
+    answers |= {f"/deployments/{each}": json.dumps(hookdeploy.api(f"/deployments/{each}")) for each in deployments}
+    answers |= {f"/deployments/{each}/log": hookdeploy.log_of(each) for each in deployments}
+    answers["twistd's log"] = hookdeploy.log
+    found = {file for file in hookdeploy.state.rglob("*") if file.is_file()}
+    own = {*hookdeploy.state.glob("logs/*.server.log"), *hookdeploy.state.glob("apps/*/servers/*")}
+    assert {file.stat().st_mode & 0o777 for file in own} <= {0o600}
+    files = {str(file): file.read_bytes() for file in found - own}
+    return {name: said.encode() for name, said in answers.items()} | files
+
+
+def leaks(hookdeploy: Hookdeploy, *deployments: str) -> list[str]:
+    said = shown(hookdeploy, *deployments)
+    assert any("journal.sqlite3" in name for name in said)
+    canaries = (FROM_FILE, ROTATED, FROM_COMMAND)
+    return [f"{canary} in {name}" for name, data in said.items() for canary in canaries if canary.encode() in data]
+
+
+def test_what_a_failing_build_prints_is_masked_everywhere(hookdeploy: Hookdeploy) -> None:
+    """P80, P75: one secret is in the env_file, the other one on the command line."""
+    (hookdeploy.directory / "broken").touch()
+    hookdeploy.start()
+    done = hookdeploy.first()
+    assert done["outcome"] == "failed"
+    assert "file: [secret], command: [secret]" in done["reason"]
+    assert "file: [secret], command: [secret]" in hookdeploy.log_of(done["id"])
+    assert done["steps"][0]["command"] == f"sh {hookdeploy.directory}/build.sh [secret]"
+    assert leaks(hookdeploy, done["id"]) == []
+
+
+def test_what_an_app_says_as_it_dies_is_masked_everywhere(hookdeploy: Hookdeploy, origin: Origin) -> None:
+    """P75, P81."""
+    origin.push({"wsgi.py": SAYS_IT_AND_DIES})
+    hookdeploy.start()
+    done = hookdeploy.first()
+    assert done["outcome"] == "failed"
+    assert "RuntimeError: [secret][secret]" in done["reason"]
+    assert leaks(hookdeploy, done["id"]) == []
+
+
+def test_a_secret_that_was_changed_is_masked_in_the_next_deployment(hookdeploy: Hookdeploy, origin: Origin) -> None:
+    """P80: the env_file is read at every deployment, without a word to hookdeploy."""
+    hookdeploy.start()
+    first = hookdeploy.first()
+    assert first["outcome"] == "deployed"
+    declare(hookdeploy.directory, ROTATED)
+    second = hookdeploy.ended(hookdeploy.announce(origin.push(site("two"))))
+    assert second["outcome"] == "deployed"
+    (hookdeploy.directory / "broken").touch()
+    third = hookdeploy.ended(hookdeploy.announce(origin.push(site("three"))))
+    assert third["outcome"] == "failed"
+    for deployment in (first, second, third):
+        assert "file: [secret], command: [secret]" in hookdeploy.log_of(deployment["id"])
+    assert leaks(hookdeploy, *(each["id"] for each in (first, second, third))) == []
