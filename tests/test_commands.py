@@ -208,7 +208,7 @@ class GunicornTests(SynchronousTestCase):
 
     def test_the_gate_stands_behind_what_the_user_asks_for(self) -> None:
         argv = self.argv(arguments=("--workers", "9", "--config", "mine.py"))
-        self.assertEqual(argv[-5:], ("mine.py", "--config", "/ours/gate.py", "--no-control-socket", "wsgi:application"))
+        self.assertEqual(argv[-4:], ("mine.py", "--config", "/ours/gate.py", "wsgi:application"))
         self.assertLess(argv.index("2"), argv.index("9"))
 
     def test_a_short_drain_is_still_a_whole_second(self) -> None:

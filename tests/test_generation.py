@@ -83,7 +83,7 @@ async def test_a_server_that_cannot_be_written_down_does_not_serve(tmp_path: Pat
     """P84."""
     async with site(tmp_path) as blog, process(blog, records=tmp_path / "nowhere") as server:
         assert "No such file or directory" in str(await server.ready.wait())
-        await server.over.wait()
+        await soon(server.over.wait())
         assert Phase.SWAPPING not in blog.phases
 
 

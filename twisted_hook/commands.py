@@ -210,6 +210,5 @@ def gunicorn(
         *arguments,
         "--config",
         str(gate),
-        "--no-control-socket",  # gunicorn 25.1 on: all masters of a user would share one
         wsgi,
     )

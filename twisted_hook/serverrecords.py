@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,16 @@ def alive(directory: Path) -> list[Record]:
     return sorted(found, key=lambda record: (record.started, record.pid))
 
 
-def end_all(directory: Path) -> None:
-    """Ask every server that still runs to finish its requests and to end."""
-    for record in alive(directory):
+def end_all(directory: Path, *, patience: float = 0.0) -> None:
+    """Ask every server that still runs to finish its requests and to end, and wait for that so many seconds at most."""
+    asked = alive(directory)
+    for record in asked:
         with suppress(OSError):
             os.kill(record.pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    while any(start_time(record.pid) == record.started for record in asked) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for record in asked:
         forget(directory, record.pid)
 
 

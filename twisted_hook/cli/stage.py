@@ -17,6 +17,7 @@ import httpx
 
 from twisted_hook import leftovers, serverrecords
 from twisted_hook.commands import Ambient, Git
+from twisted_hook.keeping import Keeper
 from twisted_hook.redaction import clean
 
 PATIENCE = 60.0
@@ -128,8 +129,17 @@ class Server:
             self._process.kill()
             self._process.wait()
         for servers in self._directory.glob("state/apps/*/servers"):
-            serverrecords.end_all(servers)
+            serverrecords.end_all(servers, patience=STOPPING)
+        self._end_keeper()
         leftovers.end_all(self._directory / "state" / "commands")
+
+    def _end_keeper(self) -> None:
+        """A server that was killed could not do it."""
+        path = self._directory / "state" / "keeper.sock"
+        if path.exists():
+            keeper = Keeper(path)
+            keeper.reach()
+            keeper.end()
 
     def last_words(self) -> str:
         lines = self._log.read_text("utf-8", "replace").splitlines() if self._log.exists() else []
