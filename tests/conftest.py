@@ -41,6 +41,12 @@ def logged_failures() -> Iterator[list[LogEvent]]:
     assert not collector.found, [event["log_failure"].getTraceback() for event in collector.found]
 
 
+def pytest_collection_finish() -> None:
+    """What has been imported by now stays: looking through it again after every test would be most of their time."""
+    gc.collect()
+    gc.freeze()
+
+
 def _leftovers() -> set[object]:
     pollable = [*reactor.getReaders(), *reactor.getWriters()]
     return {*reactor.getDelayedCalls(), *(item for item in pollable if not isinstance(item, WAKERS))}
