@@ -450,7 +450,8 @@ def test_two_of_them_do_not_share_a_state_directory(release: Hookdeploy) -> None
     release.start()
     config = RELEASE.replace("HOOK_PORT", str(free_port())).replace("APP_PORT", str(free_port()))
     (release.directory / "hookdeploy.toml").write_text(config)
-    assert refusal(release) == [f"hookdeploy: another hookdeploy works in {release.state}; stop it, or give this one a state of its own"]
+    [refused] = refusal(release)
+    assert refused.startswith(f"hookdeploy: another hookdeploy works in {release.state}; stop it")
     release.first()
     assert release.page() == "one"
 

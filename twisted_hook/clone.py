@@ -30,6 +30,8 @@ MOST_NAMES = 20
 class Status:
     """What ``git status`` says of a clone."""
 
+    head: str
+    """The commit that HEAD names; ``(initial)`` before there is one."""
     branch: str | None
     changed: tuple[str, ...]
     """Tracked files that differ from HEAD."""
@@ -75,12 +77,13 @@ class Clone:
         status = await self._status(run)
         if status.branch != self.branch:
             raise StepFailed(f"{self.path} is on {status.branch or 'no branch'}, not on {self.branch}; switch it back")
-        before = await self._git().commit(run, "HEAD")
+        before = Commit(status.head, "", "")
         self._note(self._before, f"{before.revision}\n")
+        after: Tree | None = None
         match self.update:
             case "rebase":
                 _refuse_changes(self.path, status.changed)
-                await self._rebase(run, before, commit)
+                after = await self._rebase(run, before, commit)
             case "ff-only":
                 _refuse_changes(self.path, status.changed)
                 await self._git().ask(
@@ -88,7 +91,7 @@ class Clone:
                 )
             case _:
                 await self._reset(run, before, commit, status.changed)
-        after = await self._head(run)
+        after = after or await self._head(run)
         await self._forget_bytecode(run, before, after.commit)
         return after
 
@@ -118,7 +121,9 @@ class Clone:
         return await self._head(run)
 
     async def _head(self, run: CommandRunner) -> Tree:
-        commit = await self._git().commit(run, "HEAD")
+        return self._tree(await self._git().commit(run, "HEAD"))
+
+    def _tree(self, commit: Commit) -> Tree:
         return Tree(self.path, commit, commit.revision[:12])
 
     async def _forget_bytecode(self, run: CommandRunner, old: Commit, new: Commit) -> None:
@@ -144,21 +149,24 @@ class Clone:
             raise StepFailed(f"{self.path} has more local changes than hookdeploy can list; see git status there")
         return parse_status(os.fsdecode(result.stdout))
 
-    async def _rebase(self, run: CommandRunner, before: Commit, commit: Commit) -> None:
+    async def _rebase(self, run: CommandRunner, before: Commit, commit: Commit) -> Tree | None:
+        """The tree, where it is known without another look: HEAD is the commit itself after a fast-forward."""
         self._note(self._rebasing, f"{before.revision} {commit.revision}\n")
-        if (await self._fast_forward(run, commit)).ok:
+        forward = await self._fast_forward(run, commit)
+        if forward.ok:
             self._rebasing.unlink()
-            return
+            return self._tree(commit) if b"Fast-forward" in forward.stdout else None
         # --fork-point: what the origin has taken back by a forced push is no local commit.
         result = await self._git().run(run, "rebase", "--fork-point", "--onto", commit.revision, self._tip)
         if not result.ok:
             await self._tidy_up(run)
             raise failed(f"{self.path} could not be rebased and is as it was", result)
         self._rebasing.unlink()
+        return None
 
     async def _fast_forward(self, run: CommandRunner, commit: Commit) -> CommandResult:
         """The usual case, and a quarter of what a rebase costs."""
-        return await self._git().run(run, "merge", "--ff-only", "--quiet", "--no-stat", commit.revision)
+        return await self._git().run(run, "merge", "--ff-only", "--no-stat", commit.revision)
 
     async def _tidy_up(self, run: CommandRunner) -> None:
         """Take back a rebase of ours that conflicts, or in which hookdeploy died; one of a person's is theirs."""
@@ -259,12 +267,15 @@ class Clone:
 
 def parse_status(said: str) -> Status:
     """Read ``git status --porcelain=v2 --branch -z`` (git documentation, git-status, Porcelain Format Version 2)."""
+    head = "(initial)"
     branch: str | None = None
     changed: list[str] = []
     fields = iter(said.split("\0"))
     for field in fields:
         match field[:1]:
             case "#":
+                if found := re.fullmatch("# branch.oid (.+)", field):
+                    head = found[1]
                 if found := re.fullmatch("# branch.head (.+)", field):
                     branch = None if found[1] == "(detached)" else found[1]
             case "1":
@@ -273,7 +284,7 @@ def parse_status(said: str) -> Status:
                 changed += [field.split(" ", 9)[9], next(fields)]
             case "u":
                 changed.append(field.split(" ", 10)[10])
-    return Status(branch, tuple(changed))
+    return Status(head, branch, tuple(changed))
 
 
 def _refuse_changes(path: Path, changed: tuple[str, ...]) -> None:
