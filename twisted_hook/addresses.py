@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 from twisted_hook.configvalues import line, path, shown
 
-_LONGEST_SOCKET_PATH = 107  # bytes; sun_path of unix(7) has 108 with the final zero
+LONGEST_SOCKET_PATH = 107  # bytes; sun_path of unix(7) has 108 with the final zero
 
 _ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -93,8 +93,8 @@ def bind(value: str, start: Path) -> str:
     """Where an app's server listens: ``host:port``, ``[v6]:port`` or ``unix:/path``."""
     if value.startswith("unix:"):
         socket_path = str(path(value.removeprefix("unix:"), start))
-        if len(os.fsencode(socket_path)) > _LONGEST_SOCKET_PATH:
-            raise ValueError(f"is too long for a unix socket: {_LONGEST_SOCKET_PATH} bytes at most")
+        if len(os.fsencode(socket_path)) > LONGEST_SOCKET_PATH:
+            raise ValueError(f"is too long for a unix socket: {LONGEST_SOCKET_PATH} bytes at most")
         return f"unix:{socket_path}"
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]+)", value)
     if match is None or not _is_host(match[1], match[2]):

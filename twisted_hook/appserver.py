@@ -133,8 +133,7 @@ class GunicornServer:
         """Leave whatever runs to the next hookdeploy."""
         self._stopping = True
         self._cancel_revival()
-        self._abandoned.append(self._listener)
-        self._close_abandoned()
+        self._close_listener()
 
     async def stop(self) -> None:
         """Drain whatever runs and close the socket; nothing is left when this returns."""
@@ -144,8 +143,7 @@ class GunicornServer:
             process.drain()
         for process in list(self._alive):
             await process.swept.wait()
-        self._abandoned.append(self._listener)
-        self._close_abandoned()
+        self._close_listener()
         self._become("stopped")
 
     async def _replace(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
@@ -290,6 +288,10 @@ class GunicornServer:
                 self._deaths += 1
                 self._log.error("{app}: {reason}", app=self._app.name, reason=self._shown(failed.reason))
                 self._revive_later(failed.summary)
+
+    def _close_listener(self) -> None:
+        self._abandoned.append(self._listener)
+        self._close_abandoned()
 
     def _close_abandoned(self) -> None:
         while self._abandoned:

@@ -12,9 +12,9 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from twisted_hook.addresses import LONGEST_SOCKET_PATH
+
 BACKLOG = 2048
-LONGEST_UNIX_ADDRESS = 107
-"""Bytes; sun_path of unix(7) has 108 with the final zero."""
 
 
 class CannotListen(Exception):
@@ -34,7 +34,7 @@ def unix_address(path: Path) -> str:
 
     A long one is spoken of through a descriptor of its directory, which stays open as long as this process lives.
     """
-    if len(os.fsencode(path)) <= LONGEST_UNIX_ADDRESS:
+    if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH:
         return str(path)
     return f"/proc/self/fd/{os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)}/{path.name}"
 
