@@ -112,6 +112,19 @@ def test_it_stays_until_somebody_ends_it_and_the_command_that_it_shows_changes_t
     assert demo.left() == []
 
 
+def test_one_ctrl_c_after_the_other_ends_it_in_order_too(demo: Demo) -> None:
+    demo.wait_for("Ctrl-C ends the server")
+
+    def ends() -> bool:
+        demo.process.send_signal(signal.SIGINT)
+        return demo.process.poll() is not None
+
+    until(ends, "end of the demo")
+    assert demo.ended() == 0
+    assert demo.output.endswith("That was it; nothing is left.\n")
+    assert demo.left() == []
+
+
 def test_nothing_is_left_if_it_is_ended_before_it_is_over(demo: Demo) -> None:
     demo.wait_for("twistd -n hookdeploy")
     demo.process.send_signal(signal.SIGTERM)

@@ -42,6 +42,8 @@ T = TypeVar("T")
 PAUSE = 0.02
 """Seconds between two looks at the page, which are the visitors of the demo too."""
 IDLE_PAUSE = 0.25
+DYING = 1.0
+"""Seconds for which a server that has hung up is given to be gone."""
 BEFORE, AFTER = "Hello, world!", "Hello from a new release!"
 
 
@@ -57,17 +59,19 @@ class Wish:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
+        """Hear it meanwhile. Afterwards all is put away and the process ends: one more Ctrl-C has nothing to say."""
         numbers = [
             number
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
             if signal.getsignal(number) is not signal.SIG_IGN  # nohup
         ]
-        before = {number: signal.signal(number, self._hear) for number in numbers}
+        for number in numbers:
+            signal.signal(number, self._hear)
         try:
             yield
         finally:
-            for number, what in before.items():
-                signal.signal(number, what)
+            for number in numbers:
+                signal.signal(number, signal.SIG_IGN)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         self.to_end = True
@@ -128,7 +132,7 @@ class Demo:
         while True:
             self._pause(IDLE_PAUSE)
             newest = self._newest()
-            if newest["outcome"] and newest["id"] != known["id"]:
+            if newest.get("outcome") and newest["id"] != known.get("id"):
                 tell(newest)
                 known = newest
 
@@ -158,6 +162,9 @@ class Demo:
             return next(iter(self._api.get("/deployments", app=APP, limit=1)), {})
         except NotRunning:  # not yet; or not any more, which `_pause` finds
             return {}
+        except ApiError:  # if it was killed in the middle of its answer, that is what is to be told
+            self._server.check(DYING)
+            raise
 
     def _until(self, look: Callable[[], T | None], what: str) -> T:
         """What a look gives as soon as it gives something."""

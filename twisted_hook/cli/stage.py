@@ -5,6 +5,7 @@ Everything is real and lives in one directory. What is shown on it, and in which
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -60,6 +61,7 @@ branch = "main"
 wsgi = "wsgi:application"
 bind = "127.0.0.1:{app_port}"
 health = "/"
+probation = "500ms"  # usually longer: both answer meanwhile
 """
 
 
@@ -113,10 +115,11 @@ class Server:
                 start_new_session=True,  # Ctrl-C is for the demo, which then ends the server in order
             )
 
-    def check(self) -> None:
-        """Raises ``StageFailed`` if it does not run any more."""
-        if self._process is not None and (status := self._process.poll()) is not None:
-            raise StageFailed(f"the server ended by itself: exit {status}")
+    def check(self, patience: float = 0.0) -> None:
+        """Raises ``StageFailed`` if it does not run any more, or ends within so many seconds."""
+        if self._process is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise StageFailed(f"the server ended by itself: exit {self._process.wait(patience)}")
 
     def close(self) -> None:
         """End it, and whatever it could not end itself."""
