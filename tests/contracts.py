@@ -21,6 +21,7 @@ from twisted_hook.model import (
     Phase,
     Push,
     Receipt,
+    Steering,
     Step,
     Trigger,
     Verdict,
@@ -339,6 +340,81 @@ async def check_any_text_comes_back_as_it_went(journal: Journal) -> None:
         kept = await journal.deployment(made.id)
         assert kept is not None
         assert {kept.app, kept.revision, kept.subject, kept.author, kept.previous, kept.release, kept.reason} == {odd}
+
+
+async def check_what_a_person_wants_comes_back(journal: Journal) -> None:
+    made = await journal.enqueue("blog", Trigger.MANUAL, "abc1234")
+    kept = await journal.deployment(made.id)
+    assert kept == made
+    assert kept is not None
+    assert kept.wanted == "abc1234"
+
+
+async def check_an_app_is_not_held_back_unless_somebody_has_said_so(journal: Journal) -> None:
+    assert await journal.steering("blog") == Steering()
+    await journal.steer("blog", Steering(paused=True))
+    await journal.steer("blog", Steering(pinned=True))
+    await journal.steer("shop", Steering(paused=True))
+    assert await journal.steering("blog") == Steering(paused=False, pinned=True)
+    assert await journal.steering("shop") == Steering(paused=True, pinned=False)
+
+
+async def check_a_new_attempt_forgets_nothing_of_a_migration_that_was_cut_off(journal: Journal) -> None:
+    made = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.begin(made.id, 1.0)
+    await journal.describe(made.id, commit=Commit(REVISION, "subject", "Ada"), previous=None, release="1")
+    await journal.advance(made.id, Phase.MIGRATING, 2.0)
+    await journal.add_step(made.id, STEP)
+    again = await journal.begin(made.id, 3.0)
+    assert (again.attempts, again.phase, again.steps) == (2, Phase.MIGRATING, (STEP,))
+    assert again.phases == ((Phase.MIGRATING, 2.0),)
+
+
+async def check_a_new_attempt_remembers_that_a_migration_has_ended(journal: Journal) -> None:
+    made = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.begin(made.id, 1.0)
+    await journal.describe(made.id, commit=Commit(REVISION, "subject", "Ada"), previous=None, release="1")
+    await journal.advance(made.id, Phase.MIGRATING, 2.0)
+    await journal.migrated(made.id, REVISION)
+    again = await journal.begin(made.id, 3.0)
+    assert (again.phase, again.phases, again.migrated) == (Phase.QUEUED, (), REVISION)
+
+
+async def _about(journal: Journal, letter: str, outcome: Outcome, trigger: Trigger, previous: str = "") -> str:
+    made = await journal.enqueue("blog", trigger)
+    before = previous * 40 or None
+    await journal.describe(made.id, commit=Commit(letter * 40, "subject", "Ada"), previous=before, release=None)
+    await journal.finish(made.id, outcome, 9.0)
+    return made.id
+
+
+async def check_the_last_word_about_a_revision_is_what_served_it_or_took_it_back(journal: Journal) -> None:
+    async def last(letter: str) -> str | None:
+        found = await journal.last_about("blog", letter * 40)
+        return found.id if found else None
+
+    assert await last("a") is None
+    first = await _about(journal, "a", Outcome.DEPLOYED, Trigger.PUSH)
+    second = await _about(journal, "b", Outcome.DEPLOYED, Trigger.PUSH, "a")
+    assert (await last("a"), await last("b")) == (first, second)
+    await _about(journal, "a", Outcome.FAILED, Trigger.ROLLBACK, "b")
+    assert await last("b") == second
+    back = await _about(journal, "a", Outcome.DEPLOYED, Trigger.ROLLBACK, "b")
+    await _about(journal, "b", Outcome.UNCHANGED, Trigger.PUSH)
+    assert (await last("a"), await last("b")) == (back, back)
+    for in_vain in (Outcome.FAILED, Outcome.CANCELLED, Outcome.INTERRUPTED):
+        await _about(journal, "b", in_vain, Trigger.MANUAL, "a")
+    assert (await last("a"), await last("b")) == (back, back)
+    again = await _about(journal, "b", Outcome.DEPLOYED, Trigger.MANUAL, "a")
+    assert (await last("a"), await last("b")) == (back, again)
+    rolled_back = await _about(journal, "c", Outcome.ROLLED_BACK, Trigger.PUSH, "b")
+    assert await last("c") == rolled_back
+    cut_off = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.describe(cut_off.id, commit=Commit("d" * 40, "subject", "Ada"), previous=None, release=None)
+    await journal.advance(cut_off.id, Phase.MIGRATING, 8.0)
+    await journal.finish(cut_off.id, Outcome.INTERRUPTED, 9.0)
+    assert await last("d") == cut_off.id
+    assert await journal.last_about("shop", "b" * 40) is None
 
 
 JOURNAL: tuple[Callable[[Journal], Awaitable[None]], ...] = tuple(

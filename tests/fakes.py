@@ -17,6 +17,7 @@ from twisted_hook.model import (
     Phase,
     Push,
     Receipt,
+    Steering,
     Step,
     Trigger,
     Verdict,
@@ -33,6 +34,7 @@ class MemoryJournal:
         self._deliveries: dict[str, Delivery] = {}
         self._digests: dict[str, str] = {}
         self._deployments: dict[str, Deployment] = {}
+        self._steering: dict[str, Steering] = {}
 
     async def accept(self, delivery: NewDelivery) -> Receipt:
         self._write()
@@ -58,15 +60,17 @@ class MemoryJournal:
         self._digests[new.id] = delivery.digest
         return Receipt(new.verdict, new.id, queued, queued)
 
-    async def enqueue(self, app: str, trigger: Trigger) -> Deployment:
+    async def enqueue(self, app: str, trigger: Trigger, wanted: str | None = None) -> Deployment:
         self._write()
-        return self._queue(app, trigger)
+        return self._queue(app, trigger, wanted)
 
     async def begin(self, deployment: str, at: float) -> Deployment:
         self._write()
         old = self._existing(deployment)
         if old.outcome is None:
-            fresh = replace(old, attempts=old.attempts + 1, phase=Phase.QUEUED, started_at=at, steps=(), phases=())
+            fresh = replace(old, attempts=old.attempts + 1, started_at=at)
+            if old.phase is not Phase.MIGRATING or old.migrated == old.revision:
+                fresh = replace(fresh, phase=Phase.QUEUED, steps=(), phases=())
             self._deployments[deployment] = fresh
         return self._deployments[deployment]
 
@@ -91,6 +95,10 @@ class MemoryJournal:
         old = self._existing(deployment)
         self._deployments[deployment] = replace(old, steps=(*old.steps, step))
 
+    async def migrated(self, deployment: str, revision: str) -> None:
+        self._write()
+        self._deployments[deployment] = replace(self._existing(deployment), migrated=revision)
+
     async def finish(
         self, deployment: str, outcome: Outcome, at: float, *, reason: str = "", superseded_by: str | None = None
     ) -> None:
@@ -105,6 +113,17 @@ class MemoryJournal:
         idle = {None, Outcome.SUPERSEDED, Outcome.UNCHANGED}
         newest_first = reversed(self._deployments.values())
         return next((one for one in newest_first if one.app == app and one.outcome not in idle), None)
+
+    async def last_about(self, app: str, revision: str) -> Deployment | None:
+        newest_first = reversed([one for one in self._deployments.values() if one.app == app])
+        return next((one for one in newest_first if _is_about(one, revision)), None)
+
+    async def steering(self, app: str) -> Steering:
+        return self._steering.get(app, Steering())
+
+    async def steer(self, app: str, steering: Steering) -> None:
+        self._write()
+        self._steering[app] = steering
 
     async def unfinished(self) -> Sequence[Deployment]:
         return [deployment for deployment in self._deployments.values() if deployment.outcome is None]
@@ -132,8 +151,8 @@ class MemoryJournal:
     def _next_id(self) -> str:
         return f"{next(self._ids):013x}"
 
-    def _queue(self, app: str, trigger: Trigger) -> Deployment:
-        new = Deployment(self._next_id(), app, trigger, Phase.QUEUED, self.now)
+    def _queue(self, app: str, trigger: Trigger, wanted: str | None = None) -> Deployment:
+        new = Deployment(self._next_id(), app, trigger, Phase.QUEUED, self.now, wanted=wanted)
         self._deployments[new.id] = new
         return new
 
@@ -171,6 +190,13 @@ class MemoryJournal:
             newest = self._deployments[newest.superseded_by]
         tried_in_vain = newest is not None and newest.outcome in {Outcome.FAILED, Outcome.INTERRUPTED}
         return None if tried_in_vain else newest
+
+
+def _is_about(deployment: Deployment, revision: str) -> bool:
+    served = deployment.outcome in {Outcome.DEPLOYED, Outcome.ROLLED_BACK}
+    cut_off = deployment.outcome is Outcome.INTERRUPTED and deployment.phase is Phase.MIGRATING
+    took_back = deployment.trigger is Trigger.ROLLBACK and deployment.outcome is Outcome.DEPLOYED
+    return (deployment.revision == revision and (served or cut_off)) or (took_back and deployment.previous == revision)
 
 
 _: type[Journal] = MemoryJournal

@@ -36,7 +36,7 @@ from tests.fakes import MemoryJournal
 from twisted_hook import groupcommit
 from twisted_hook.boundaries import Journal
 from twisted_hook.journal import MOST_ROWS, SchemaTooNew, SqliteJournal
-from twisted_hook.model import JournalUnavailable, NewDelivery, Outcome, Phase, Receipt, Trigger, Verdict
+from twisted_hook.model import JournalUnavailable, NewDelivery, Outcome, Phase, Receipt, Steering, Trigger, Verdict
 
 CALL_IN_REACTOR = IReactorFromThreads(reactor).callFromThread
 T = TypeVar("T")
@@ -84,6 +84,12 @@ def run_sql(path: Path, *statements: str) -> list[Any]:
     """What a person at the file could do: the rows of the last statement."""
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         return [connection.execute(sql).fetchall() for sql in statements][-1]
+
+
+def columns(path: Path) -> list[Any]:
+    """Every column of every table, with what SQLite knows of it; its order in the table is of no matter."""
+    tables = [name for (name,) in run_sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
+    return sorted((table, *row[1:]) for table in tables for row in run_sql(path, f"PRAGMA table_info({table})"))
 
 
 # The contract, on the fake and on the real one.
@@ -570,6 +576,30 @@ async def test_ids_grow_even_when_the_clock_goes_back(path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_older_schema_is_brought_forward_with_what_it_holds(path: Path) -> None:
+    """The first version, as it was made; what it becomes is what is made anew today."""
+    anew = path.with_name("anew.sqlite3")
+    await SqliteJournal.open(anew, CALL_IN_REACTOR).close()
+    await SqliteJournal.open(path, CALL_IN_REACTOR).close()
+    for statement in (
+        "ALTER TABLE deployments DROP COLUMN wanted",
+        "ALTER TABLE deployments DROP COLUMN migrated",
+        "DROP TABLE steering",
+        "INSERT INTO deployments (id, app, \"trigger\", queued_at) VALUES (1700000000000000, 'blog', 'push', 1.0)",
+        "PRAGMA user_version = 1",
+    ):
+        run_sql(path, statement)
+    SqliteJournal.probe(path)
+    journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+    [kept] = await journal.unfinished()
+    assert (kept.app, kept.wanted, kept.migrated) == ("blog", None, None)
+    await journal.steer("blog", Steering(paused=True))
+    assert (await journal.steering("blog")).paused
+    await journal.close()
+    assert columns(path) == columns(anew)
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
     async with opened(path) as journal:
         await journal.enqueue("blog", Trigger.POLL)
@@ -579,7 +609,7 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
         SqliteJournal.open(path, CALL_IN_REACTOR)
     assert str(path) in str(caught.value)
     assert "version 7" in str(caught.value)
-    assert "knows 1" in str(caught.value)
+    assert "knows 2" in str(caught.value)
     assert path.read_bytes() == before
 
 

@@ -33,19 +33,29 @@ from twisted_hook.model import (
     Phase,
     Push,
     Receipt,
+    Steering,
     Step,
     Trigger,
     Verdict,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+_UPGRADES = {
+    1: """BEGIN IMMEDIATE;
+        ALTER TABLE deployments ADD COLUMN wanted TEXT;
+        ALTER TABLE deployments ADD COLUMN migrated TEXT;
+        CREATE TABLE steering (app TEXT PRIMARY KEY, paused INTEGER NOT NULL, pinned INTEGER NOT NULL) STRICT;
+        PRAGMA user_version = 2;
+        COMMIT;""",
+}
+"""From each earlier version of the schema to the one after it."""
 MOST_ROWS = 1_000
 """The longest list that one call gives."""
 
 # The columns have the names of the fields of `Delivery` and `Deployment`.
 _DELIVERY = 'SELECT id, hook, guid, event, verdict, reason, repository, ref, "after", received_at FROM deliveries'
 _DEPLOYMENT = """SELECT id, app, "trigger", phase, queued_at, attempts, revision, previous, subject, author, "release",
-    outcome, reason, started_at, finished_at, superseded_by FROM deployments"""
+    outcome, reason, started_at, finished_at, superseded_by, wanted, migrated FROM deployments"""
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -91,8 +101,10 @@ def _prepare_to_write(connection: Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
     connection.execute("PRAGMA foreign_keys = ON")
-    if version < SCHEMA_VERSION:
+    if version == 0:
         connection.executescript(files("twisted_hook").joinpath("schema.sql").read_text())
+    for older in range(max(version, 1), SCHEMA_VERSION if version else 0):
+        connection.executescript(_UPGRADES[older])
 
 
 def _prepare_to_read(connection: Connection) -> None:
@@ -187,11 +199,18 @@ class _Arrivals:
         self._last_key = max(self._last_key + 1, int(self._clock() * 1_000_000))
         return self._last_key
 
-    def enqueue(self, connection: Connection, app: str, trigger: Trigger, delivery: int | None = None) -> Deployment:
+    def enqueue(
+        self,
+        connection: Connection,
+        app: str,
+        trigger: Trigger,
+        wanted: str | None = None,
+        delivery: int | None = None,
+    ) -> Deployment:
         key, now = self._next_key(), self._clock()
-        sql = 'INSERT INTO deployments (id, app, "trigger", queued_at, delivery) VALUES (?, ?, ?, ?, ?)'
-        connection.execute(sql, (key, app, trigger, now, delivery))
-        return Deployment(_public(key), app, trigger, Phase.QUEUED, now)
+        sql = 'INSERT INTO deployments (id, app, "trigger", queued_at, wanted, delivery) VALUES (?, ?, ?, ?, ?, ?)'
+        connection.execute(sql, (key, app, trigger, now, wanted, delivery))
+        return Deployment(_public(key), app, trigger, Phase.QUEUED, now, wanted=wanted)
 
     def accept(self, connection: Connection, new: NewDelivery) -> Receipt:
         key, event = self._next_key(), new.message.event
@@ -203,7 +222,7 @@ class _Arrivals:
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
         if not connection.execute(sql, (key, *named, verdict, new.reason, *about, new.received_at)).rowcount:
             return self._accept_again(connection, new)
-        queued = tuple(self.enqueue(connection, app, Trigger.PUSH, key) for app in new.apps)
+        queued = tuple(self.enqueue(connection, app, Trigger.PUSH, delivery=key) for app in new.apps)
         return Receipt(verdict, _public(key), queued, queued)
 
     def _accept_again(self, connection: Connection, new: NewDelivery) -> Receipt:
@@ -217,7 +236,7 @@ class _Arrivals:
         for app in new.apps:
             deployment = _standing(connection, key, app)
             if deployment is None:
-                deployment = self.enqueue(connection, app, Trigger.PUSH, key)
+                deployment = self.enqueue(connection, app, Trigger.PUSH, delivery=key)
                 queued.append(deployment)
             deployments.append(deployment)
         answer = Verdict.DUPLICATE
@@ -229,9 +248,11 @@ class _Arrivals:
 
 def _begin(connection: Connection, id: str, at: float) -> Deployment:
     key = _existing(connection, id)
-    sql = """UPDATE deployments SET attempts = attempts + 1, phase = 'queued', started_at = ?
-        WHERE id = ? AND outcome IS NULL"""
-    if connection.execute(sql, (at, key)).rowcount:
+    sql = """UPDATE deployments SET attempts = attempts + 1, started_at = ?,
+        phase = iif(phase = 'migrating' AND migrated IS NOT revision, phase, 'queued')
+        WHERE id = ? AND outcome IS NULL RETURNING phase"""
+    begun = connection.execute(sql, (at, key)).fetchone()
+    if begun is not None and begun["phase"] == Phase.QUEUED:
         connection.execute("DELETE FROM phases WHERE deployment = ?", (key,))
         connection.execute("DELETE FROM steps WHERE deployment = ?", (key,))
     return _deployment(connection, connection.execute(f"{_DEPLOYMENT} WHERE id = ?", (key,)).fetchone())
@@ -253,6 +274,20 @@ def _add_step(connection: Connection, id: str, step: Step) -> None:
     key = _existing(connection, id)
     sql = "INSERT INTO steps (deployment, name, command, started_at, seconds, status) VALUES (?, ?, ?, ?, ?, ?)"
     connection.execute(sql, (key, step.name, step.command, step.started_at, step.seconds, step.status))
+
+
+def _migrated(connection: Connection, id: str, revision: str) -> None:
+    connection.execute("UPDATE deployments SET migrated = ? WHERE id = ?", (revision, _existing(connection, id)))
+
+
+def _steer(connection: Connection, app: str, steering: Steering) -> None:
+    sql = "INSERT INTO steering VALUES (?1, ?2, ?3) ON CONFLICT (app) DO UPDATE SET paused = ?2, pinned = ?3"
+    connection.execute(sql, (app, steering.paused, steering.pinned))
+
+
+def _steering(connection: Connection, app: str) -> Steering:
+    row = connection.execute("SELECT paused, pinned FROM steering WHERE app = ?", (app,)).fetchone()
+    return Steering() if row is None else Steering(bool(row["paused"]), bool(row["pinned"]))
 
 
 def _finish(
@@ -325,8 +360,8 @@ class SqliteJournal:
     async def accept(self, delivery: NewDelivery) -> Receipt:
         return await self._writer.ask(self._arrivals.accept, delivery)
 
-    async def enqueue(self, app: str, trigger: Trigger) -> Deployment:
-        return await self._writer.ask(self._arrivals.enqueue, app, trigger)
+    async def enqueue(self, app: str, trigger: Trigger, wanted: str | None = None) -> Deployment:
+        return await self._writer.ask(self._arrivals.enqueue, app, trigger, wanted)
 
     async def begin(self, deployment: str, at: float) -> Deployment:
         return await self._writer.ask(_begin, deployment, at)
@@ -340,6 +375,9 @@ class SqliteJournal:
     async def add_step(self, deployment: str, step: Step) -> None:
         await self._writer.ask(_add_step, deployment, step)
 
+    async def migrated(self, deployment: str, revision: str) -> None:
+        await self._writer.ask(_migrated, deployment, revision)
+
     async def finish(
         self, deployment: str, outcome: Outcome, at: float, *, reason: str = "", superseded_by: str | None = None
     ) -> None:
@@ -348,6 +386,19 @@ class SqliteJournal:
     async def last(self, app: str) -> Deployment | None:
         sql = f"""{_DEPLOYMENT} WHERE app = ? AND outcome NOT IN ('superseded', 'unchanged') ORDER BY id DESC LIMIT 1"""
         return next(iter(await self._list(_deployment, sql, app)), None)
+
+    async def last_about(self, app: str, revision: str) -> Deployment | None:
+        served = "revision = ?2 AND outcome IN ('deployed', 'rolled_back')"
+        cut_off = "revision = ?2 AND outcome = 'interrupted' AND phase = 'migrating'"
+        took_back = "\"trigger\" = 'rollback' AND outcome = 'deployed' AND previous = ?2"
+        sql = f"{_DEPLOYMENT} WHERE app = ?1 AND (({served}) OR ({cut_off}) OR ({took_back})) ORDER BY id DESC LIMIT 1"
+        return next(iter(await self._list(_deployment, sql, app, revision)), None)
+
+    async def steering(self, app: str) -> Steering:
+        return await self._reader.ask(_steering, app)
+
+    async def steer(self, app: str, steering: Steering) -> None:
+        await self._writer.ask(_steer, app, steering)
 
     async def unfinished(self) -> Sequence[Deployment]:
         return await self._list(_deployment, f"{_DEPLOYMENT} WHERE outcome IS NULL ORDER BY id")

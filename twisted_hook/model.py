@@ -144,6 +144,10 @@ class Deployment:
     queued_at: float
     attempts: int = 0
     """How many times a hookdeploy process has begun to work on it."""
+    wanted: str | None = None
+    """What a person asked for: a revision, or for a rollback a release. None leaves the choice to us."""
+    migrated: str | None = None
+    """The revision for which its migration has ended; it is not run again for that one."""
     revision: str | None = None
     previous: str | None = None
     subject: str | None = None
@@ -157,6 +161,16 @@ class Deployment:
     steps: tuple[Step, ...] = ()
     phases: tuple[tuple[Phase, float], ...] = ()
     """Each phase that it has entered and when, in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """How a person holds an app back."""
+
+    paused: bool = False
+    """What arrives is written down and waits; the newest is deployed when the app is resumed."""
+    pinned: bool = False
+    """The current release stays: what arrives is written down and not deployed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +213,10 @@ class Command:
     cwd: Path | None = None
     timeout: float = 900.0
     """Seconds after which the whole process group is ended."""
+    user: str | None = None
+    """The account that it runs as, if not ours; that needs root."""
+    nice: int = 0
+    """How much it steps back for others, as nice(1) says it: 0 not at all, 19 most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +306,10 @@ class StepFailed(Exception):
     @property
     def reason(self) -> str:
         return f"{self.summary}\n{self.tail}".rstrip()
+
+
+class ProbationFailed(StepFailed):
+    """What was deployed met requests, was found wanting, and has given its place back."""
 
 
 class JournalUnavailable(Exception):

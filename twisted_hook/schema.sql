@@ -1,4 +1,4 @@
--- The journal, version 1. An id is an integer that only grows (see journal.py), so its order is the order of arrival.
+-- The journal, version 2. An id is an integer that only grows (see journal.py), so its order is the order of arrival.
 -- Run as one script: a kill in the middle leaves an empty file, which the next start fills.
 BEGIN IMMEDIATE;
 
@@ -35,6 +35,8 @@ CREATE TABLE deployments (
     started_at    REAL,
     finished_at   REAL,
     superseded_by INTEGER REFERENCES deployments (id),
+    wanted        TEXT,
+    migrated      TEXT,
     delivery      INTEGER REFERENCES deliveries (id) -- what asked for it; nothing did for a manual one
 ) STRICT;
 
@@ -61,5 +63,11 @@ CREATE TABLE steps (
 
 CREATE INDEX steps_of_deployment ON steps (deployment);
 
-PRAGMA user_version = 1;
+CREATE TABLE steering (
+    app    TEXT PRIMARY KEY,
+    paused INTEGER NOT NULL,
+    pinned INTEGER NOT NULL
+) STRICT;
+
+PRAGMA user_version = 2;
 COMMIT;
