@@ -63,6 +63,13 @@ def test_a_good_file_is_summed_up(place: Path) -> None:
         assert words in result.stdout
 
 
+def test_a_command_is_shown_as_one_would_type_it(place: Path) -> None:
+    (place / "hookdeploy.toml").write_text(
+        GOOD.replace('wsgi = "wsgi:application"', 'command = ["uvicorn", "--fd", "{fd}", "app:app"]\nbind = "[::1]:80"')
+    )
+    assert "branch main → uvicorn --fd '{fd}' app:app on [::1]:80" in check().stdout
+
+
 def test_the_file_in_the_current_directory_is_the_default(place: Path) -> None:
     assert check().stdout == check(str(place / "hookdeploy.toml")).stdout
 

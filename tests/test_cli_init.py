@@ -318,6 +318,11 @@ def test_what_is_commented_out_is_good_too() -> None:
         "/healthz",
         Path("/etc/hookdeploy/blog.env"),
     )
+    assert ([step.argv[-2] for step in app.migrate], app.shared) == (["migrate"], ("media/",))
+
+
+def test_in_place_nothing_is_offered_that_belongs_to_releases() -> None:
+    assert "shared" not in configuration(replace(ANSWERS, repository=None, in_place=Path("/srv/blog")))
 
 
 def lines_of_unit(answers: Answers = ANSWERS, directory: str = "/etc/hookdeploy") -> list[str]:
@@ -330,7 +335,7 @@ def test_the_unit_starts_this_twistd_with_this_file() -> None:
     start = "/opt/venv/bin/twistd -n --pidfile= hookdeploy --config /etc/hookdeploy/hookdeploy.toml"
     for line in (
         f"ExecStart={start}", "Type=simple", "User=deploy", "Restart=always", "KillMode=process",
-        "NoNewPrivileges=true", "StateDirectory=hookdeploy", "StateDirectoryMode=0700",
+        "RestartKillSignal=SIGQUIT", "NoNewPrivileges=true", "StateDirectory=hookdeploy", "StateDirectoryMode=0700",
     ):  # fmt: skip
         assert line in lines
     assert not any(line.startswith("AmbientCapabilities") for line in lines)

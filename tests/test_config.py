@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -13,7 +16,18 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_hook import addresses, configvalues
-from twisted_hook.config import Config, ConfigError, Fault, StepConfig, from_environment, parse, read
+from twisted_hook.config import (
+    AppConfig,
+    Config,
+    ConfigError,
+    Fault,
+    ServerConfig,
+    StepConfig,
+    from_environment,
+    parse,
+    read,
+)
+from twisted_hook.configschema import AppTable, HookTable, ServerTable
 
 BASE = Path("/etc/hookdeploy")
 
@@ -34,6 +48,7 @@ listen = ["tcp:8000"]
 public_url = "https://deploy.example.com"
 trusted_proxies = ["127.0.0.1/32"]
 max_body = 26214400
+min_free = 104857600
 [dashboard]
 listen = ["tcp:8001:interface=127.0.0.1"]
 [hooks.github]
@@ -59,12 +74,17 @@ env_file = "blog.env"
 health = "/healthz"
 health_timeout = "30s"
 probation = "5s"
+probation_deaths = 1
+probation_errors = 3
 drain = "30s"
 keep = 5
 step_timeout = "15m"
 shared = ["media", "db.sqlite3"]
 user = "blog"
+nice = 10
 """
+
+COMMAND = 'command = ["uvicorn", "--fd", "{fd}", "app:app"]\nbind = "0.0.0.0:8080"\n'
 
 
 def faults_of(text: str) -> dict[str, str]:
@@ -105,9 +125,19 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((app.mode, app.build, app.wsgi, app.bind), ("release", "auto", None, "127.0.0.1:8080"))
         self.assertEqual((app.workers, app.keep, app.health), (2, 5, None))
         self.assertEqual((app.health_timeout, app.drain, app.step_timeout), (30.0, 30.0, 900.0))
+        self.assertEqual((app.probation, app.probation_deaths, app.probation_errors), (5.0, 1, 3))
+        self.assertEqual((app.migrate, app.command, app.shared, app.user, app.nice), ((), (), (), None, 10))
+        self.assertEqual((app.served, config.server.min_free), (False, None))
+
+    def test_the_defaults_of_the_file_are_those_of_the_words(self) -> None:
+        """Without a file there are no others; with one the tables have theirs."""
+        told = ("names", "repository")  # what the file cannot leave to a default
+        config = parse(SMALLEST, BASE)
+        plain = AppConfig(name="blog", hook="github", **{key: getattr(config.apps["blog"], key) for key in told})
+        self.assertEqual((config.apps["blog"], config.server), (plain, ServerConfig()))
 
     def test_everything_that_is_available_is_understood(self) -> None:
-        later = ("trusted_proxies", "paths", "poll", "migrate", "probation", "shared", "user")
+        later = ("trusted_proxies", "paths", "poll")
         text = "\n".join(line for line in EVERYTHING.splitlines() if not line.startswith(later))
         config = parse(text.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
         app = config.apps["blog"]
@@ -118,6 +148,36 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual(app.env_file, BASE / "blog.env")
         self.assertEqual(app.gunicorn, ("--threads", "4"))
         self.assertEqual((app.health, app.wsgi, app.bind), ("/healthz", "wsgi:application", "0.0.0.0:8080"))
+        migrate = StepConfig("python manage.py migrate", ("python", "manage.py", "migrate"))
+        self.assertEqual((app.migrate, app.served), ((migrate,), True))
+        self.assertEqual((app.shared, app.user, app.nice), (("media", "db.sqlite3"), "blog", 10))
+        self.assertEqual(config.server.min_free, 104_857_600)
+
+    def test_what_is_configured_of_probation_and_niceness_counts(self) -> None:
+        lines = 'probation = "90s"\nprobation_deaths = 0\nprobation_errors = 50\nnice = 0\nuser = "www"\n'
+        app = parse(with_app(f'{lines}shared = ["media/", "var/db.sqlite3"]'), BASE).apps["blog"]
+        self.assertEqual((app.probation, app.probation_deaths, app.probation_errors), (90.0, 0, 50))
+        self.assertEqual((app.nice, app.user, app.shared), (0, "www", ("media/", "var/db.sqlite3")))
+        self.assertEqual(parse(with_app('probation = "0s"'), BASE).apps["blog"].probation, 0.0)
+        self.assertEqual(parse(with_server("min_free = 0"), BASE).server.min_free, 0)
+
+    def test_a_command_is_split_into_words_and_is_a_server(self) -> None:
+        words = ("uvicorn", "--fd", "{fd}", "app:app")
+        for written in ('["uvicorn", "--fd", "{fd}", "app:app"]', '"uvicorn --fd {fd} app:app"'):
+            app = parse(with_app(f'command = {written}\nbind = "[::1]:80"'), BASE).apps["blog"]
+            self.assertEqual((app.command, app.bind, app.wsgi, app.served), (words, "[::1]:80", None, True))
+        inside = parse(with_app('command = ["x", "fd://{fd}", "$HOME", "{fd}"]\nbind = "unix:/x"'), BASE)
+        self.assertEqual(inside.apps["blog"].command, ("x", "fd://{fd}", "$HOME", "{fd}"))
+
+    def test_an_app_in_place_has_all_but_what_releases_are_for(self) -> None:
+        """T35: in a clone that belongs to the app's account, git as root would run what its configuration names."""
+        in_place = SMALLEST.replace('repository = "https://github.com/acme/blog.git"', 'mode = "in-place"\npath = "x"')
+        app = parse(f'{in_place}migrate = ["m"]\nprobation = "1s"\n{COMMAND}', BASE).apps["blog"]
+        self.assertEqual((len(app.migrate), app.probation, app.served), (1, 1.0, True))
+        parse(f"{in_place}shared = []", BASE)
+        found = faults_of(f'{in_place}shared = ["media"]\nuser = "www"')
+        self.assertEqual(set(found), {"apps.blog.shared", "apps.blog.user"})
+        self.assertTrue(all('mode = "release" only' in message for message in found.values()))
 
     def test_what_the_interface_promises_for_later_is_answered_key_by_key(self) -> None:
         found = faults_of(EVERYTHING)
@@ -127,12 +187,13 @@ class MeaningTests(SynchronousTestCase):
             {
                 "server.trusted_proxies",
                 "dashboard.listen",
-                *(f"apps.blog.{key}" for key in ("paths", "poll", "migrate", "probation", "shared", "user")),
+                "apps.blog.paths",
+                "apps.blog.poll",
             },
         )
 
     def test_keys_for_later_that_ask_for_nothing_are_good(self) -> None:
-        nothing = 'poll = "0"\nprobation = "0s"\nmigrate = []\nshared = []\npaths = []\n'
+        nothing = 'poll = "0"\npaths = []\n'
         parse(with_server("trusted_proxies = []").replace("[hooks", "[dashboard]\nlisten = []\n[hooks") + nothing, BASE)
 
     def test_an_app_with_a_secret_of_its_own_gets_a_hook_of_its_own(self) -> None:
@@ -309,11 +370,71 @@ class FaultTests(SynchronousTestCase):
             ('build = [{ run = ["a"], shell = true }]', "build[0]", "must be a string"),
             ('build = [{ cmd = "a", run = "b" }]', "build[0].cmd", "unknown key"),
             ('build = [{ run = "b", timeout = "0" }]', "build[0].timeout", "longer than 0"),
-            ('shared = ["../x"]', "shared[0]", "inside the repository"),
+            ('migrate = "make"', "migrate", "must be a list"),
+            ('migrate = [""]', "migrate[0]", "empty command"),
+            ('migrate = [{ run = "b", timeot = "1s" }]', "migrate[0].timeot", "did you mean timeout?"),
+            ("probation = 5", "probation", "not a bare number"),
+            ('probation = "-1s"', "probation", "must be a duration"),
+            ("probation_deaths = -1", "probation_deaths", "must be 0 or more, not -1"),
+            ("probation_deaths = true", "probation_deaths", "must be an integer, not true"),
+            ('probation_errors = "3"', "probation_errors", 'must be an integer, not "3"'),
+            ("probation_error = 3", "probation_error", "did you mean probation_errors?"),
+            ("nice = 20", "nice", "must be 19 or less, not 20"),
+            ("nice = -1", "nice", "must be 0 or more, not -1"),
+            ("nice = 1.5", "nice", "must be an integer, not 1.5"),
+            ("user = 1000", "user", "must be a string, not 1000"),
+            ('user = ""', "user", "must not be empty"),
+            ('user = "a\\nb"', "user", "one line"),
+            ('command = ["uvicorn", "app:app"]\nbind = "unix:/x"', "command", "must have {fd} in it"),
+            ('command = "uvicorn --fd 3"\nbind = "unix:/x"', "command", "must have {fd} in it"),
+            ('command = ""\nbind = "unix:/x"', "command", "empty command"),
+            ('command = []\nbind = "unix:/x"', "command", "empty command"),
+            ('command = "uvicorn \'{fd}"\nbind = "unix:/x"', "command", "a quotation mark is not closed"),
+            ('command = ["uvicorn", 5]\nbind = "unix:/x"', "command", "must be a command"),
+            ('command = { run = "x {fd}" }\nbind = "unix:/x"', "command", "a string or a list"),
+            ("command = 5", "command", "a string or a list"),
         ):
             found = faults_of(with_app(line))
             self.assertIn(f"apps.blog.{path}", found, line)
             self.assertIn(words, found[f"apps.blog.{path}"], line)
+
+    def test_a_shared_path_lies_inside_the_tree(self) -> None:
+        for good in ("media", "media/", "a/b.sqlite3", "a/b/", ".env", "..a", "ü", "a b", ".github", "a/.git"):
+            self.assertEqual(parse(with_app(f'shared = ["{good}"]'), BASE).apps["blog"].shared, (good,))
+        for bad in (
+            "", " ", "/", "/media", ".", "./media", "..", "../x", "a/../b", "a//b", "a//", "a/.", ".git", ".git/",
+            ".git/x", "a\\nb", "a\\u0000",
+        ):  # fmt: skip
+            self.assertIn("apps.blog.shared[0]", faults_of(with_app(f'shared = ["{bad}"]')), bad)
+        self.assertIn("must be a list", faults_of(with_app('shared = "media"'))["apps.blog.shared"])
+
+    def test_shared_paths_are_not_in_each_others_way(self) -> None:
+        for paths, words in (
+            ('["media", "media"]', '"media" is named twice'),
+            ('["media", "media/"]', '"media" is named twice'),
+            ('["media/", "media/img"]', '"media/img" lies inside "media"'),
+            ('["a/b/c", "a/"]', '"a/b/c", which is shared already, lies inside "a"'),
+        ):
+            self.assertIn(words, faults_of(with_app(f"shared = {paths}"))["apps.blog.shared[1]"], paths)
+        found = faults_of(with_app('shared = ["a", "../b", "a", "a/c", 5, 5]'))
+        self.assertEqual(set(found), {f"apps.blog.shared[{place}]" for place in (1, 2, 3, 4, 5)})
+        parse(with_app('shared = ["media", "media2", "media-old/", "a/media"]'), BASE)
+
+    def test_an_app_has_one_kind_of_server_and_every_conflict_is_named(self) -> None:
+        found = faults_of(with_app('command = "x {fd}"\nwsgi = "a:b"\nworkers = 2\ngunicorn = ["--preload"]'))
+        self.assertEqual(set(found), {f"apps.blog.{key}" for key in ("wsgi", "workers", "gunicorn", "bind")})
+        self.assertIn("wsgi or a command", found["apps.blog.wsgi"])
+        self.assertIn("for gunicorn only", found["apps.blog.workers"])
+        self.assertIn("is missing: the socket that command is to inherit", found["apps.blog.bind"])
+        parse(with_app(COMMAND), BASE)
+
+    def test_the_disk_floor_is_a_number_of_bytes(self) -> None:
+        for line, words in (
+            ("min_free = -1", "must be 0 or more, not -1"),
+            ('min_free = "1G"', 'must be an integer, not "1G"'),
+            ("min_free = 0.05", "must be an integer, not 0.05"),
+        ):
+            self.assertIn(words, faults_of(with_server(line))["server.min_free"])
 
     def test_a_bind_that_is_no_address_is_refused(self) -> None:
         for good in ("0.0.0.0:80", "localhost:8080", "[::1]:8080", "unix:/run/x.sock", "my-host.example:1"):
@@ -331,6 +452,18 @@ class FaultTests(SynchronousTestCase):
             "unix:/" + "x" * 107,
         ):
             self.assertIn("apps.blog.bind", faults_of(with_app(f'bind = "{bad}"')), bad)
+
+    def test_two_apps_with_one_clone_are_refused(self) -> None:
+        """Each would put the other back."""
+
+        def two(one: str, other: str) -> str:
+            app = 'hook = "github"\nmode = "in-place"\npath = "{}"\n'
+            head = SMALLEST.partition("[apps.blog]")[0]
+            return f"{head}[apps.blog]\n{app.format(one)}[apps.two]\n{app.format(other)}"
+
+        for one, other in (("blog", "blog"), ("/srv/blog", "/srv/x/../blog/")):
+            self.assertEqual(faults_of(two(one, other))["apps.two.path"], "is the clone of apps.blog already")
+        parse(two("blog", "two"), BASE)
 
     def test_two_apps_with_one_socket_are_refused(self) -> None:
         def two(one: str, other: str) -> str:
@@ -350,6 +483,12 @@ class FaultTests(SynchronousTestCase):
         self.assertIn(
             "server.listen[0]", faults_of(with_app('wsgi = "a:b"\nbind = "127.0.0.1:8000"'))["apps.blog.bind"]
         )
+
+    def test_a_command_takes_a_socket_as_gunicorn_does(self) -> None:
+        second = '[apps.two]\nhook = "github"\nrepository = "/srv/two"\nwsgi = "a:b"\nbind = "127.0.0.1:8080"\n'
+        self.assertIn("apps.blog.bind already", faults_of(with_app(COMMAND + second))["apps.two.bind"])
+        without = faults_of(with_app('command = "x {fd}"\n' + second))
+        self.assertEqual(set(without), {"apps.blog.bind"})
 
     def test_two_apps_without_a_server_share_the_default_bind(self) -> None:
         parse(with_app('[apps.two]\nhook = "github"\nrepository = "/srv/two"\n'), BASE)
@@ -508,6 +647,23 @@ class RepositoryTests(SynchronousTestCase):
         subprocess.run(["git", "check-ref-format", f"refs/heads/{name}"], check=True)
 
 
+class SharedPathTests(SynchronousTestCase):
+    """What a release has in common with others stays inside it."""
+
+    @given(st.lists(st.text(alphabet=st.sampled_from("ab./\x01"), max_size=8), max_size=4))
+    def test_no_shared_path_leaves_the_tree_or_covers_another(self, paths: list[str]) -> None:
+        reading = read(with_app(f"shared = {as_toml_value(list(paths))}"), BASE)
+        if reading.config is None:
+            self.assertTrue(all(fault.path.startswith("apps.blog.shared[") for fault in reading.faults))
+            return
+        places = [Path(os.path.normpath(BASE / path)) for path in reading.config.apps["blog"].shared]
+        for place in places:
+            self.assertTrue(place.is_relative_to(BASE))
+            self.assertNotEqual(place, BASE)
+        for one, other in itertools.permutations(places, 2):
+            self.assertFalse(one.is_relative_to(other))
+
+
 class GunicornArgumentTests(SynchronousTestCase):
     """hookdeploy owns the socket, the process and the number of workers."""
 
@@ -521,7 +677,7 @@ class GunicornArgumentTests(SynchronousTestCase):
     def test_arguments_that_break_supervision_are_refused_in_every_form(self) -> None:
         long = "--bind --bind=x --bin --daemon --reload --pid=x --reuse-port --config=x --conf --chdir --user --group"
         short = "--help -b -b0:1 -D -RD -p -c -u -g -w -w4 -v"
-        for argument in f"{long} {short} --workers=4".split():
+        for argument in f"{long} {short} --workers=4 --".split():
             self.assertIsNotNone(self.refused(argument), argument)
         self.assertIn("gunicorn.conf.py", str(self.refused("--config=x")))
         self.assertIn("use workers", str(self.refused("-w4")))
@@ -554,6 +710,10 @@ class SecrecyTests(SynchronousTestCase):
             with_app('env = { A = ["canary"] }'),
             with_app('build = ["curl -H \'canary"]'),
             with_app('build = "curl canary"'),
+            with_app('migrate = "curl canary"'),
+            with_app('migrate = ["curl -H \'canary"]'),
+            with_app('command = "serve --token canary"'),
+            with_app('command = "serve \'canary {fd}"'),
             SMALLEST.replace("https://github.com/acme/blog.git", "https://canary@github.com/a/b"),
         ):
             self.assertNotIn("canary", str(faults_of(text)), text)
@@ -578,6 +738,7 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertEqual(config.server.listen, ("tcp:8000",))
         self.assertEqual((app.path, app.mode, app.update), (Path("/srv/My Blog"), "in-place", "rebase"))
         self.assertEqual((app.names, app.build, app.wsgi, app.bind, app.branch), ((), (), None, "127.0.0.1:8080", None))
+        self.assertEqual((app.probation, app.migrate, app.user, app.nice), (5.0, (), None, 10))
         literal = config.hooks[0].secrets[0].literal
         self.assertEqual(literal and literal.get_secret_value(), b"canary")
         self.assertNotIn("canary", repr(config))
@@ -635,6 +796,41 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertEqual(list(from_environment({"GITHUB_SECRET": "x", "REPO_PATH": "/srv/_a.B_"}).apps), ["a-b"])
 
 
+DOCUMENTATION = (Path(__file__).parent.parent / "docs/configuration.md").read_text()
+
+
+class DocumentationTests(SynchronousTestCase):
+    """What docs/configuration.md says is so."""
+
+    def documented(self, heading: str) -> set[str]:
+        """The keys of the table under a heading, and those that its section says are not available yet."""
+        section = DOCUMENTATION.partition(f"### `[{heading}]`\n")[2].partition("\n###")[0]
+        rows = (line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+        later = re.findall("^Not available yet: (.*)", section, re.MULTILINE)
+        return {key for text in (*rows, *later) for key in re.findall("`([a-z0-9_]+)`", text)}
+
+    def test_every_key_is_documented_and_no_other(self) -> None:
+        self.assertEqual(self.documented("server"), set(ServerTable.model_fields))
+        self.assertEqual(self.documented("hooks.<name>"), set(HookTable.model_fields))
+        # A secret of the app's own is told of with the hook.
+        self.assertEqual(self.documented("apps.<name>"), set(AppTable.model_fields) - {"secret"})
+
+    def test_the_defaults_are_as_documented(self) -> None:
+        app = parse(SMALLEST, BASE).apps["blog"]
+        for row in re.findall(r"^\| `([a-z_]+)` \|.*\| `?\"?([0-9]+)(s|m|)\"?`? \|$", DOCUMENTATION, re.MULTILINE):
+            key, number, unit = row
+            if key != "max_body":
+                self.assertEqual(getattr(app, key), int(number) * {"": 1, "s": 1, "m": 60}[unit], key)
+
+    def test_every_example_is_good(self) -> None:
+        examples = re.findall("```toml\n(.*?)```", DOCUMENTATION, re.DOTALL)
+        self.assertGreater(len(examples), 3)
+        for example in examples:
+            whole = example if "[apps." in example else with_app(example)
+            whole = whole if "state =" in whole else SMALLEST.partition("[apps")[0] + whole
+            parse(whole, BASE)
+
+
 ANYTHING = st.text(alphabet=st.characters())  # lone surrogates too
 SCALARS = st.one_of(st.booleans(), st.integers(), st.floats(), ANYTHING, st.dates(), st.just("github"), st.just("0s"))
 KNOWN_KEYS = st.sampled_from(
@@ -674,6 +870,12 @@ KNOWN_KEYS = st.sampled_from(
         "drain",
         "keep",
         "poll",
+        "command",
+        "migrate",
+        "shared",
+        "user",
+        "nice",
+        "min_free",
     ]
 )
 TREES = st.recursive(

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import pwd
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
-from twisted_hook.config import ConfigError
+from tests.accounts import open_the_way
+from twisted_hook.config import ConfigError, Mention, Mentions, NamedAccount
 from twisted_hook.configfile import Settings, load, prepare_state, read_env_file
-from twisted_hook.survey import check_state
+from twisted_hook.survey import Survey, check_state
 
 SECRET = "canary-0123456789abcdef"
 ENVIRON = {"PATH": os.environ["PATH"], "HOME": "/nonexistent"}
@@ -101,6 +103,20 @@ def test_without_a_path_the_file_in_the_current_directory_is_read(place: Path, m
     monkeypatch.chdir(place)
     Path("hookdeploy.toml").write_text(RELEASE)
     assert load(None, ENVIRON).source == place / "hookdeploy.toml"
+
+
+def test_a_file_that_is_found_says_what_it_wins_over(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    Path("hookdeploy.toml").write_text(RELEASE)
+    environ = {**ENVIRON, "GITHUB_SECRET": SECRET, "REPO_PATH": "blog"}
+    (warning,) = load(None, environ).warnings
+    assert warning == (
+        "./hookdeploy.toml is the configuration; GITHUB_SECRET, REPO_PATH in the environment: not read beside it"
+    )
+    assert load(Path("hookdeploy.toml"), environ).warnings == ()
+    Path("hookdeploy.toml").write_text(RELEASE.replace('file = "hook.secret"', 'env = "GITHUB_SECRET"'))
+    (warning,) = load(None, environ).warnings
+    assert "; REPO_PATH in" in warning
 
 
 def test_faults_of_the_text_and_of_the_world_come_together(place: Path) -> None:
@@ -202,8 +218,9 @@ def test_all_that_is_secret_is_to_be_masked(place: Path) -> None:
     (place / "blog.env").write_text("A=long enough\nB=short\n")
     env = 'env = { API_TOKEN = "a token of mine", DEBUG = "not secret at all", DB_PASSWORD = "short" }'
     step = 'build = [{ run = "x", env = { npm_key = "the npm key" } }]'
-    settings = loaded(place, f'{RELEASE}env_file = "blog.env"\n{env}\n{step}\n')
-    assert set(settings.redact) == {SECRET, "long enough", "a token of mine", "the npm key"}
+    migrate = 'migrate = [{ run = "x", env = { DB_PASSWORD = "of the database" } }]'
+    settings = loaded(place, f'{RELEASE}env_file = "blog.env"\n{env}\n{step}\n{migrate}\n')
+    assert set(settings.redact) == {SECRET, "long enough", "a token of mine", "the npm key", "of the database"}
 
 
 def test_a_password_in_the_origin_of_a_clone_is_to_be_masked(clone: Path) -> None:
@@ -230,6 +247,10 @@ def test_a_step_that_wants_a_shell_warns(place: Path) -> None:
     text = f'{RELEASE}build = ["make && make install", {{ run = "a && b", shell = true }}]\n'
     (warning,) = loaded(place, text).warnings
     assert warning.startswith('apps.blog.build[0]: "&&"')
+    (warning,) = loaded(place, f'{RELEASE}migrate = ["a", "b | c"]\n').warnings
+    assert warning.startswith('apps.blog.migrate[1]: "|"')
+    (warning,) = loaded(place, f'{RELEASE}command = "serve {{fd}} > log"\nbind = "127.0.0.1:8080"\n').warnings
+    assert warning.startswith('apps.blog.command: ">"')
 
 
 # --- env_file
@@ -394,6 +415,75 @@ def test_faults_of_the_environment_and_of_the_world_come_together(clone: Path, m
     assert "inside the deployed clone" in environment_faults(inside)["HOOKDEPLOY_STATE"]
 
 
+# --- the account of an app
+
+NOBODY = pwd.getpwuid(65534)
+"""An account that every machine has."""
+
+
+@pytest.fixture
+def root() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can run anything as somebody else")
+
+
+@pytest.fixture
+def nobody(root: None) -> Iterator[Callable[[], None]]:
+    """Becomes the user nobody for the rest of the test, since root may do everything."""
+    yield lambda: os.seteuid(NOBODY.pw_uid)
+    os.seteuid(0)
+
+
+def surveyed(name: str, state: Path | None = None) -> Survey:
+    survey = Survey(ENVIRON)
+    survey.look(Mentions(Mention("state", state) if state else None, accounts=(NamedAccount("apps.blog.user", name),)))
+    return survey
+
+
+def test_an_account_is_refused_where_hookdeploy_is_not_root(nobody: Callable[[], None]) -> None:
+    nobody()
+    (fault,) = surveyed("root").faults
+    assert fault.path == "apps.blog.user"
+    assert fault.message.startswith(f'needs root: hookdeploy runs as {NOBODY.pw_name}, who can run nothing as "root"')
+
+
+@pytest.mark.parametrize("name", ["no such account", "-", "../root", "65534"])
+def test_an_account_that_is_not_on_this_machine_is_named(root: None, place: Path, name: str) -> None:
+    found = faults_of(place, f'{RELEASE}user = "{name}"\nworkers = "two"\n')
+    assert found["apps.blog.user"] == f"there is no account {name!r} on this machine"
+    assert set(found) == {"apps.blog.user", "apps.blog.workers"}
+
+
+def test_what_the_account_cannot_reach_is_a_warning(root: None, place: Path) -> None:
+    open_the_way(place)
+    state = place / "closed" / "state"
+    state.parent.mkdir(mode=0o700)
+    told = [warning for warning in surveyed(NOBODY.pw_name, state).warnings if str(state) in warning]
+    assert told == [
+        f'apps.blog.user: "{NOBODY.pw_name}" cannot enter {state.parent}, and needs {state}: chmod o+x {state.parent}'
+    ]
+    for mode, owner, group in ((0o701, 0, 0), (0o710, 0, NOBODY.pw_gid), (0o700, NOBODY.pw_uid, 0)):
+        state.parent.chmod(mode)
+        os.chown(state.parent, owner, group)
+        assert not any(str(state) in warning for warning in surveyed(NOBODY.pw_name, state).warnings)
+    state.parent.chmod(0o700)
+    assert not any(str(state) in warning for warning in surveyed("root", state).warnings)
+
+
+def test_the_account_may_pass_to_its_own_app_and_no_further(root: None, place: Path) -> None:
+    """The state directory is closed otherwise, and nothing could be run in a release."""
+    state = place / "state"
+    settings = loaded(place, f'{RELEASE}user = "{NOBODY.pw_name}"\n')
+    prepare_state(state, settings.config.apps.values())
+    assert loaded(place, RELEASE).config.state == state
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (state, *state.iterdir(), state / "apps" / "blog")}
+    assert modes == {"state": 0o711, "apps": 0o711, "mirrors": 0o700, "logs": 0o700, "blog": 0o710}
+    own = (state / "apps" / "blog").stat()
+    assert (own.st_uid, own.st_gid) == (0, NOBODY.pw_gid)
+    prepare_state(state)
+    assert [path.stat().st_mode & 0o777 for path in (state, state / "apps")] == [0o711, 0o711], "its server may run"
+
+
 # --- the state directory
 
 
@@ -456,19 +546,9 @@ def test_a_state_directory_inside_a_served_clone_is_refused(clone: Path) -> None
         assert "inside the deployed clone" in found["state"]
 
 
-@pytest.fixture
-def nobody() -> Iterator[Callable[[], None]]:
-    """Becomes the user nobody for the rest of the test, since root may do everything."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody else")
-    yield lambda: os.seteuid(65534)
-    os.seteuid(0)
-
-
 def test_a_state_directory_that_is_not_ours_to_use_is_refused(place: Path, nobody: Callable[[], None]) -> None:
     """P93: ours but not writable, somebody else's, or not to be made."""
-    for parent in (place, *place.parents[:2]):
-        parent.chmod(0o755)
+    open_the_way(place)
     (place / "root").mkdir(mode=0o700)
     (place / "locked").mkdir()
     os.chown(place / "locked", 65534, -1)

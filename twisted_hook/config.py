@@ -29,6 +29,7 @@ __all__ = [
     "HookConfig",
     "Mention",
     "Mentions",
+    "NamedAccount",
     "Reading",
     "SecretSource",
     "ServerConfig",
@@ -67,6 +68,8 @@ class ServerConfig:
     """Where the hooks are reached from outside, without a slash at the end."""
     max_body: int = 26_214_400
     """Bytes."""
+    min_free: int | None = None
+    """Bytes that must be free on the disk of the state directory before a deployment begins; None is a small part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +98,7 @@ class HookConfig:
 
 @dataclass(frozen=True, slots=True)
 class StepConfig:
-    """One command of a build."""
+    """One command of a build or of a migration."""
 
     name: str
     argv: tuple[str, ...]
@@ -106,7 +109,7 @@ class StepConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppConfig:
-    """One app: what is deployed, and how it is built and served. Durations are seconds."""
+    """One app: what is deployed, and how it is built, served and watched. Durations are seconds."""
 
     name: str
     hook: str
@@ -121,7 +124,11 @@ class AppConfig:
     """The clone, in place."""
     update: Literal["rebase", "ff-only", "reset"] = "rebase"
     build: Literal["auto"] | tuple[StepConfig, ...] = "auto"
+    migrate: tuple[StepConfig, ...] = ()
+    """Run once in a deployment, after the build and before the swap."""
     wsgi: str | None = None
+    command: tuple[str, ...] = ()
+    """The server, where it is not gunicorn: ``{fd}`` in it is the number of the inherited listening socket."""
     bind: str = "127.0.0.1:8080"
     workers: int = 2
     gunicorn: tuple[str, ...] = ()
@@ -129,9 +136,26 @@ class AppConfig:
     env_file: Path | None = None
     health: str | None = None
     health_timeout: float = 30.0
+    probation: float = 5.0
+    """So long old and new serve together, and the new one is watched; 0 swaps at once."""
+    probation_deaths: int = 1
+    """So many deaths of workers end a probation; 0 does not count them."""
+    probation_errors: int = 3
+    """So many answers of 500 and above end a probation; 0 does not count them."""
     drain: float = 30.0
     keep: int = 5
     step_timeout: float = 900.0
+    shared: tuple[str, ...] = ()
+    """Paths in the tree that every release has in common; one that ends in a slash is a directory."""
+    user: str | None = None
+    """The account that steps and server run as; None is hookdeploy's own."""
+    nice: int = 10
+    """How much steps step back for the app that runs; 0 not at all, 19 most."""
+
+    @property
+    def served(self) -> bool:
+        """Whether it has a server."""
+        return self.wsgi is not None or bool(self.command)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +180,14 @@ class Mention:
 
 
 @dataclass(frozen=True, slots=True)
+class NamedAccount:
+    """A user of this machine, and the key that speaks of it."""
+
+    where: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mentions:
     """What a configuration speaks of out there; also that of one with faults, as far as it can be told."""
 
@@ -163,6 +195,7 @@ class Mentions:
     secrets: tuple[SecretSource, ...] = ()
     env_files: tuple[Mention, ...] = ()
     clones: tuple[Mention, ...] = ()
+    accounts: tuple[NamedAccount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +269,7 @@ def _syntax_fault(text: str, said: str) -> Fault:
 def _config(file: FileTable) -> Config:
     hooks = [_hook(name, table) for name, table in file.hooks.items()]
     hooks += [_own_hook(name, table.secret) for name, table in file.apps.items() if table.secret is not None]
-    server = ServerConfig(tuple(file.server.listen), file.server.public_url, file.server.max_body)
+    server = ServerConfig(tuple(file.server.listen), file.server.public_url, file.server.max_body, file.server.min_free)
     apps = {name: _app(name, table) for name, table in file.apps.items()}
     return Config(file.state, server, tuple(hooks), MappingProxyType(apps))
 
@@ -268,7 +301,9 @@ def _app(name: str, table: AppTable) -> AppConfig:
         path=table.path,
         update=table.update or "rebase",
         build="auto" if table.build is None else tuple(_step(step) for step in table.build),
+        migrate=tuple(_step(step) for step in table.migrate),
         wsgi=table.wsgi,
+        command=table.command,
         bind=table.bind,
         workers=table.workers,
         gunicorn=tuple(table.gunicorn),
@@ -276,9 +311,15 @@ def _app(name: str, table: AppTable) -> AppConfig:
         env_file=table.env_file,
         health=table.health,
         health_timeout=table.health_timeout,
+        probation=table.probation,
+        probation_deaths=table.probation_deaths,
+        probation_errors=table.probation_errors,
         drain=table.drain,
         keep=table.keep,
         step_timeout=table.step_timeout,
+        shared=tuple(table.shared),
+        user=table.user,
+        nice=table.nice,
     )
 
 
@@ -305,17 +346,21 @@ def _path(value: object, base: Path) -> Path | None:
 
 def _mentions(raw: Mapping[str, object], base: Path) -> Mentions:
     state = _path(raw.get("state"), base)
-    env_files, clones = [], []
+    env_files, clones, accounts = [], [], []
     for app, table in tables(raw, "apps"):
         if env_file := _path(table.get("env_file"), base):
             env_files.append(Mention(key_path(("apps", app, "env_file")), env_file))
         if (clone := _path(table.get("path"), base)) and table.get("mode") == "in-place":
             clones.append(Mention(key_path(("apps", app, "path")), clone, follows_head="branch" not in table))
+        user = table.get("user")
+        if isinstance(user, str) and _attempt(configvalues.line, user) is not None:
+            accounts.append(NamedAccount(key_path(("apps", app, "user")), user))
     return Mentions(
         state=Mention("state", state) if state else None,
         secrets=tuple(_secret_mentions(raw, base)),
         env_files=tuple(env_files),
         clones=tuple(clones),
+        accounts=tuple(accounts),
     )
 
 

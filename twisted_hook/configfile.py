@@ -6,11 +6,14 @@ so that every fault is reported at once. Secrets are never part of a fault or a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 
+from twisted_hook.accounts import NoSuchAccount, account_of
 from twisted_hook.config import (
     AppConfig,
     Config,
@@ -18,13 +21,15 @@ from twisted_hook.config import (
     Fault,
     HookConfig,
     Reading,
+    StepConfig,
     read,
     read_environment,
 )
+from twisted_hook.configschema import key_path
 from twisted_hook.configvalues import looks_like_shell, name_of
 from twisted_hook.hooks import Hook, Subscription
 from twisted_hook.localgit import LocalClone
-from twisted_hook.survey import Survey, check_state, content, read_env_file
+from twisted_hook.survey import PASSABLE, Survey, check_state, content, read_env_file
 
 __all__ = ["DEFAULT_NAME", "Settings", "load", "prepare_state", "read_env_file"]
 
@@ -53,7 +58,8 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
     Raises ``ConfigError`` with every fault of the text and of the world.
     """
-    if path is None and Path(DEFAULT_NAME).exists():
+    found = path is None and Path(DEFAULT_NAME).exists()
+    if found:
         path = Path(DEFAULT_NAME)
     name = "environment" if path is None else str(path)
     reading = read_environment(environ, Path.cwd()) if path is None else _read_file(path, name)
@@ -66,7 +72,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         config=config,
         hooks=tuple(_hooks(config, survey.secrets)),
         redact=_to_redact(config, survey),
-        warnings=(*survey.warnings, *_warnings(config, path)),
+        warnings=(*survey.warnings, *_warnings(config, path), *(_unread(config, environ) if found else ())),
         source=path and path.absolute(),
     )
 
@@ -137,12 +143,26 @@ def _to_redact(config: Config, survey: Survey) -> tuple[str, ...]:
 def _telling_values(config: Config) -> Iterator[str]:
     """Values from the configuration itself whose names say that they are secret."""
     for app in config.apps.values():
-        steps = () if app.build == "auto" else app.build
-        for env in (app.env, *(step.env for step in steps)):
+        for env in (app.env, *(step.env for _, step in _steps(app))):
             yield from (value for name, value in env.items() if any(word in name.upper() for word in _TELLING_WORDS))
 
 
+def _steps(app: AppConfig) -> Iterator[tuple[str, StepConfig]]:
+    """The steps of an app, each behind its key path."""
+    for key, steps in (("build", () if app.build == "auto" else app.build), ("migrate", app.migrate)):
+        yield from ((key_path(("apps", app.name, key, place)), step) for place, step in enumerate(steps))
+
+
 # --- what a person should know
+
+
+def _unread(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
+    """What the environment says in vain where a file was found. A secret of the file's own may be a variable of it."""
+    wanted = {secret.env for hook in config.hooks for secret in hook.secrets}
+    if names := [
+        name for name in ("GITHUB_SECRET", "REPO_PATH", "HOOKDEPLOY_STATE") if name in environ.keys() - wanted
+    ]:
+        yield f"./{DEFAULT_NAME} is the configuration; {', '.join(names)} in the environment: not read beside it"
 
 
 def _warnings(config: Config, path: Path | None) -> Iterator[str]:
@@ -155,12 +175,14 @@ def _warnings(config: Config, path: Path | None) -> Iterator[str]:
                 f"apps.{app.name}.repository: {app.repository} does not exist; one at GitHub is written "
                 "https://github.com/acme/blog.git or git@github.com:acme/blog.git"
             )
-        for place, step in enumerate(() if app.build == "auto" else app.build):
+        for where, step in _steps(app):
             if word := looks_like_shell(step.argv):
                 yield (
-                    f'apps.{app.name}.build[{place}]: "{word}" means nothing here, as steps run without a shell; '
+                    f'{where}: "{word}" means nothing here, as steps run without a shell; '
                     "make it two steps, or a table with shell = true"
                 )
+        if app.command and (word := looks_like_shell(app.command)):
+            yield f'apps.{app.name}.command: "{word}" means nothing here, as a server runs without a shell'
     if path is not None and any(_telling_values(config)) and path.stat().st_mode & 0o044:
         yield f"{path} holds secrets (env) and can be read by others: chmod 600 {path}"
 
@@ -168,15 +190,31 @@ def _warnings(config: Config, path: Path | None) -> Iterator[str]:
 # --- the state directory
 
 
-def prepare_state(path: Path) -> None:
-    """Make the state directory and those in it, for nobody but us. Raises ``ConfigError``."""
+def prepare_state(path: Path, apps: Iterable[AppConfig] = ()) -> None:
+    """Make the state directory and those in it, for nobody but us. Raises ``ConfigError``.
+
+    The account of an app with a ``user`` may pass through to that app's own directory.
+    """
+    accounts = {app.name: app.user for app in apps if app.user}
     try:
         check_state(path)
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.chmod(0o700)
+        # Once passable it stays so: a server that runs under an account may be about to read its files.
+        passed = PASSABLE if accounts or stat.S_IMODE(path.stat().st_mode) == PASSABLE else 0o700
+        path.chmod(passed)
         for name in _STATE_DIRECTORIES:
             (path / name).mkdir(mode=0o700, exist_ok=True)
+        (path / "apps").chmod(passed)
+        for app, account in accounts.items():
+            _let_in(path / "apps" / app, account)
     except OSError as error:
         raise ConfigError([Fault("state", f"{path} cannot be made: {error.strerror}")]) from error
-    except ValueError as error:
+    except (ValueError, NoSuchAccount) as error:
         raise ConfigError([Fault("state", str(error))]) from error
+
+
+def _let_in(directory: Path, account: str) -> None:
+    """An app's own directory, which its account may enter: no other, and what is in it stays ours to change."""
+    directory.mkdir(mode=0o700, exist_ok=True)
+    os.chown(directory, -1, account_of(account).gid)
+    directory.chmod(0o710)

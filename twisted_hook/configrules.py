@@ -6,6 +6,7 @@ Pure. Rules look at the file as it is written, and not at the models: so they sp
 from __future__ import annotations
 
 import difflib
+import os.path
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 
@@ -24,11 +25,6 @@ NOT_AVAILABLE_YET: Mapping[tuple[str, ...], tuple[object, ...]] = MappingProxyTy
         ("apps", "*", "tag"): (),
         ("apps", "*", "paths"): ([],),
         ("apps", "*", "poll"): NEVER,
-        ("apps", "*", "migrate"): ([],),
-        ("apps", "*", "probation"): NEVER,
-        ("apps", "*", "shared"): ([],),
-        ("apps", "*", "user"): (),
-        ("apps", "*", "command"): (),
     }
 )
 
@@ -96,6 +92,63 @@ def _modes_have_what_they_need(raw: Mapping[str, object]) -> Iterator[Fault]:
         for key in ("path", "update"):
             if mode == "release" and key in table:
                 yield Fault(key_path(("apps", app, key)), 'is for mode = "in-place" only')
+        if mode == "in-place" and table.get("shared"):
+            yield Fault(key_path(("apps", app, "shared")), 'is for mode = "release" only: in place nothing is replaced')
+        if mode == "in-place" and "user" in table:
+            # The account could have git, which works there as root, run what it likes: .git/config names programs.
+            yield Fault(
+                key_path(("apps", app, "user")),
+                'is for mode = "release" only: git works in the clone as we do; run hookdeploy itself as that user',
+            )
+
+
+def _servers_are_of_one_kind(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for app, table in tables(raw, "apps"):
+        if "command" not in table:
+            continue
+        if "wsgi" in table:
+            yield Fault(key_path(("apps", app, "wsgi")), "an app has wsgi or a command: remove one")
+        for key in ("workers", "gunicorn"):
+            if key in table:
+                yield Fault(key_path(("apps", app, key)), "is for gunicorn only, and command serves here: remove one")
+        if "bind" not in table:
+            yield Fault(
+                key_path(("apps", app, "bind")),
+                'is missing: the socket that command is to inherit, e.g. bind = "127.0.0.1:8080"',
+            )
+
+
+def _shared_paths_lie_apart(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for app, table in tables(raw, "apps"):
+        shared = table.get("shared")
+        written = shared if isinstance(shared, list) else []
+        paths = [path.rstrip("/") if isinstance(path, str) else "" for path in written]
+        for place, path in enumerate(paths):
+            problems = (_overlap(path, other) for other in paths[:place])
+            if problem := next(filter(None, problems), None):
+                yield Fault(key_path(("apps", app, "shared", place)), problem)
+
+
+def _overlap(path: str, other: str) -> str | None:
+    """How two paths of a tree are in each other's way."""
+    if path == other:
+        return f"{configvalues.shown(path)} is named twice"
+    if path.startswith(f"{other}/"):
+        return f"{configvalues.shown(path)} lies inside {configvalues.shown(other)}, which is shared already"
+    if other.startswith(f"{path}/"):
+        return f"{configvalues.shown(other)}, which is shared already, lies inside {configvalues.shown(path)}"
+    return None
+
+
+def _clones_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
+    """Two that deploy into one clone would put each other back."""
+    first: dict[str, str] = {}
+    for app, table in tables(raw, "apps"):
+        path = table.get("path")
+        if isinstance(path, str) and table.get("mode") == "in-place":
+            other = first.setdefault(os.path.normpath(path), app)
+            if other != app:
+                yield Fault(key_path(("apps", app, "path")), f"is the clone of {key_path(('apps', other))} already")
 
 
 def _sockets_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
@@ -106,8 +159,8 @@ def _sockets_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
             address = addresses.endpoint_address(endpoint)
             taken.append((key_path(("server", "listen", place)), endpoint, address))
     for app, table in tables(raw, "apps"):
-        bind = table.get("bind", "127.0.0.1:8080")
-        if "wsgi" not in table or not isinstance(bind, str):
+        bind = table.get("bind", "127.0.0.1:8080" if "wsgi" in table else None)
+        if table.keys().isdisjoint(("wsgi", "command")) or not isinstance(bind, str):
             continue
         where, address = key_path(("apps", app, "bind")), addresses.bound_address(bind)
         for other, text, other_address in taken:
@@ -130,6 +183,9 @@ _RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
     _hook_paths_differ,
     _apps_are_reached,
     _modes_have_what_they_need,
+    _servers_are_of_one_kind,
+    _shared_paths_lie_apart,
+    _clones_differ,
     _sockets_differ,
     _not_available_yet,
 )

@@ -128,6 +128,7 @@ class ServerTable(Table):
     public_url: Annotated[str, AfterValidator(values.public_url)] | None = None
     trusted_proxies: list[Annotated[str, AfterValidator(values.network)]] = []
     max_body: Annotated[int, Field(ge=1)] = 26_214_400
+    min_free: Annotated[int, Field(ge=0)] | None = None
 
 
 class DashboardTable(Table):
@@ -156,6 +157,7 @@ class AppTable(Table):
     build: Annotated[list[StepTable] | None, BeforeValidator(_auto_is_none)] = None
     migrate: list[StepTable] = []
     wsgi: Annotated[str, AfterValidator(values.wsgi)] | None = None
+    command: Annotated[tuple[str, ...], BeforeValidator(values.server_command)] = ()
     bind: Annotated[str, _placed(addresses.bind)] = "127.0.0.1:8080"
     workers: Annotated[int, Field(ge=1, le=1024)] = 2
     gunicorn: list[Annotated[str, AfterValidator(values.gunicorn_argument)]] = []
@@ -163,13 +165,15 @@ class AppTable(Table):
     env_file: File | None = None
     health: Annotated[str, AfterValidator(values.health_path)] | None = None
     health_timeout: Limit = 30.0
-    probation: Duration = 0.0
+    probation: Duration = 5.0
+    probation_deaths: Annotated[int, Field(ge=0)] = 1
+    probation_errors: Annotated[int, Field(ge=0)] = 3
     drain: Duration = 30.0
     keep: Annotated[int, Field(ge=1)] = 5
     step_timeout: Limit = 900.0
     shared: list[Annotated[str, AfterValidator(values.inner_path)]] = []
     user: Line | None = None
-    command: Any = None
+    nice: Annotated[int, Field(ge=0, le=19)] = 10
 
 
 class FileTable(Table):

@@ -86,9 +86,12 @@ def path(value: str, start: Path) -> Path:
 
 
 def inner_path(value: str) -> str:
-    """A path inside a release."""
-    if line(value).startswith("/") or ".." in value.split("/"):
-        raise ValueError('must be a path inside the repository, such as "media"')
+    """A path inside a release. A slash at its end is kept: it says that the path is a directory."""
+    components = line(value).removesuffix("/").split("/")
+    if not {"", ".", ".."}.isdisjoint(components):
+        raise ValueError(f'must be a path inside the repository, such as "db.sqlite3" or "media/", not {shown(value)}')
+    if components[0] == ".git":
+        raise ValueError("must not be .git: a release has none")
     return value
 
 
@@ -268,6 +271,7 @@ _GUNICORN_REFUSED: Mapping[str, str] = MappingProxyType(
         "--print-config": "gunicorn would end at once",
         "--version": "gunicorn would end at once",
         "--help": "gunicorn would end at once",
+        "--": "gunicorn would take hookdeploy's own arguments for names of apps",
     }
 )
 _GUNICORN_SHORT: Mapping[str, str] = MappingProxyType(
@@ -294,6 +298,8 @@ def gunicorn_argument(value: str) -> str:
 
 
 def _refused_option(value: str) -> str | None:
+    if value == "--":
+        return value
     if value.startswith("--"):
         # gunicorn's argparse takes any beginning that is unique: --bin is --bind.
         written = value.partition("=")[0]
@@ -328,6 +334,20 @@ def _shell_words(run: str) -> list[str]:
     except ValueError as error:
         problem = "a quotation mark is not closed" if "quotation" in str(error) else "it ends with a backslash"
         raise ValueError(f"cannot be split into words: {problem}") from None
+
+
+FD = "{fd}"
+"""What the number of the listening socket takes the place of."""
+
+
+def server_command(run: object) -> tuple[str, ...]:
+    """The argument list of a server that takes the listening socket as the descriptor ``{fd}``."""
+    if not isinstance(run, str | list):
+        raise ValueError(f'must be a command: a string or a list, such as ["uvicorn", "--fd", "{FD}", "app:app"]')
+    words = argv(run, shell=False)
+    if not any(FD in word for word in words):
+        raise ValueError(f"must have {FD} in it: the number of the listening socket, which the server inherits")
+    return words
 
 
 def joined(words: Sequence[str]) -> str:

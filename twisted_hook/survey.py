@@ -9,6 +9,7 @@ import io
 import os
 import pwd
 import stat
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,13 +17,16 @@ from pathlib import Path
 from dotenv.parser import Binding, parse_stream
 
 from twisted_hook import configvalues
+from twisted_hook.accounts import Account, NoSuchAccount, account_of
 from twisted_hook.commands import Ambient
-from twisted_hook.config import ConfigError, Fault, Mention, Mentions, SecretSource
+from twisted_hook.config import ConfigError, Fault, Mention, Mentions, NamedAccount, SecretSource
 from twisted_hook.localgit import LocalClone, NotUsable, check_git, look_at_clone
 
 _LARGEST_FILE = 1 << 20
 _SHORT_SECRET = 16
 _OTHERS = 0o077
+PASSABLE = 0o711
+"""The mode of what the account of an app must pass through: it may enter, and neither list nor write."""
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -91,6 +95,8 @@ class Survey:
                 self._clone(clone)
         if mentions.state is not None:
             self._state(mentions.state, [clone.path for clone in mentions.clones])
+        for account in mentions.accounts:
+            self._account(account, mentions.state)
 
     def _fault(self, where: str, message: str) -> None:
         self.faults.append(Fault(where, message))
@@ -159,6 +165,42 @@ class Survey:
         except ValueError as error:
             self._fault(mention.where, str(error))
 
+    def _account(self, named: NamedAccount, state: Mention | None) -> None:
+        name = configvalues.shown(named.name)
+        if os.geteuid() != 0:
+            us = _user(os.geteuid())
+            self._fault(
+                named.where,
+                f"needs root: hookdeploy runs as {us}, who can run nothing as {name}; start it as root, or remove this",
+            )
+            return
+        try:
+            account = account_of(named.name)
+        except NoSuchAccount as error:
+            self._fault(named.where, str(error))
+            return
+        needed = [Path(__file__), Path(os.path.realpath(sys.executable)), *([state.path] if state else [])]
+        for path in needed:  # modes do not tell all (acl(5)), so this is no fault
+            if closed := _closed_to(account, path):
+                self.warnings.append(
+                    f"{named.where}: {name} cannot enter {closed}, and needs {path}: chmod o+x {closed}"
+                )
+
+
+def _closed_to(account: Account, path: Path) -> Path | None:
+    """The uppermost directory above this path that the account may not enter, as far as modes tell."""
+    groups = os.getgrouplist(account.name, account.gid)
+    for directory in reversed(path.absolute().parents):
+        try:
+            status = directory.stat()
+        except OSError:  # it is still to be made
+            return None
+        owns, shares = status.st_uid == account.uid, status.st_gid in groups
+        needed = stat.S_IXUSR if owns else stat.S_IXGRP if shares else stat.S_IXOTH
+        if account.uid != 0 and not status.st_mode & needed:
+            return directory
+    return None
+
 
 def _secret(source: SecretSource, environ: Mapping[str, str]) -> bytes:
     """The secret itself. Raises ``OSError`` or ``ValueError``."""
@@ -208,7 +250,7 @@ def check_state(path: Path) -> None:
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise ValueError(f"{path} is not writable: chmod 700 {path}")
     # One that was just made, by mkdir or by systemd's StateDirectory=, holds nothing that could have been planted.
-    if status.st_mode & _OTHERS and any(path.iterdir()):
+    if status.st_mode & _OTHERS not in {0, PASSABLE & _OTHERS} and any(path.iterdir()):
         raise ValueError(f"{path} is open to group or others: chmod 700 {path}")
 
 

@@ -15,6 +15,7 @@ import click
 from twisted_hook.cli import FAILED
 from twisted_hook.config import AppConfig, Config, ConfigError, HookConfig
 from twisted_hook.configfile import DEFAULT_NAME, Settings, load
+from twisted_hook.configvalues import joined
 from twisted_hook.redaction import Redactor, clean
 
 
@@ -82,4 +83,6 @@ def _branch(app: AppConfig) -> str:
 
 
 def _server(app: AppConfig) -> str:
+    if app.command:
+        return f"{joined(app.command)} on {app.bind}"
     return f"{app.wsgi} on {app.bind}, {app.workers} workers" if app.wsgi else "no server"

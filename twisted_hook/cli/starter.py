@@ -86,6 +86,11 @@ def _app_part(answers: Answers) -> Iterator[str]:
     yield ""
     yield '# Steps run without a shell. "auto" installs what uv.lock, requirements.txt or pyproject.toml ask for.'
     yield 'build = "auto"'
+    yield "# Steps that run once in a deployment, when it is built and before the old release goes."
+    yield '# migrate = ["python manage.py migrate --no-input"]'
+    if answers.in_place is None:
+        yield "# What all releases have in common, such as uploads."
+        yield '# shared = ["media/"]'
     yield ""
 
 
@@ -96,7 +101,7 @@ def _server_part(answers: Answers) -> Iterator[str]:
     yield "# hookdeploy owns this socket and hands it from one release to the next, so no request is lost."
     yield _setting("bind", answers.bind)
     yield "workers = 2"
-    yield "# Asked of a new release before it gets any traffic."
+    yield "# Asked of a new release before it gets any traffic, and while it proves itself beside the old one."
     yield _setting("health", None, "/healthz")
     yield "# KEY=value lines for the steps and the server, read again at every deployment."
     yield _setting("env_file", None, f"{answers.app}.env")
@@ -126,6 +131,8 @@ def unit(answers: Answers, *, config: Path, twistd: Path, user: str) -> str:
         "Restart=always",
         "RestartSec=1",
         "KillMode=process",
+        "# At a restart the apps serve on (systemd 244 and later).",
+        "RestartKillSignal=SIGQUIT",
         f"TimeoutStopSec={_STOP_SECONDS}",
         *_state_lines(answers.state),
         "",
