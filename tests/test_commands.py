@@ -19,7 +19,17 @@ from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient
-from twisted_hook.commands import Ambient, Git, deployment_context, gunicorn, protocols_of, reading, step_environment
+from twisted_hook.commands import (
+    Ambient,
+    Git,
+    deployment_context,
+    gunicorn,
+    protocols_of,
+    reading,
+    removal,
+    step_environment,
+    stepping_back,
+)
 from twisted_hook.process import SpawningRunner
 
 AMBIENT = Ambient("/usr/bin:/bin", "/home/ada", "C.UTF-8", "/run/agent.sock", {"https_proxy": "http://proxy:3128"})
@@ -145,6 +155,35 @@ class EnvironmentTests(SynchronousTestCase):
     def test_an_app_cannot_declare_a_deployment_of_its_own(self) -> None:
         seen = step_environment(AMBIENT, declared={"HOOKDEPLOY_APP": "other"}, context={"HOOKDEPLOY_APP": "blog"})
         self.assertEqual(seen["HOOKDEPLOY_APP"], "blog")
+
+    def test_the_home_of_another_account_takes_the_place_of_ours(self) -> None:
+        seen = step_environment(AMBIENT, declared={}, context={}, home=Path("/home/blog"))
+        self.assertEqual(seen["HOME"], "/home/blog")
+        declared = step_environment(AMBIENT, declared={"HOME": "/srv/blog"}, context={}, home=Path("/home/blog"))
+        self.assertEqual(declared["HOME"], "/srv/blog")
+
+
+class SteppingBackTests(SynchronousTestCase):
+    """A build leaves processor and disk to the app that runs."""
+
+    def test_both_programs_stand_before_the_command(self) -> None:
+        self.assertEqual(
+            stepping_back(10, nice_program="/usr/bin/nice", ionice_program="/usr/bin/ionice"),
+            ("/usr/bin/nice", "-n", "10", "/usr/bin/ionice", "-t", "-c", "2", "-n", "7"),
+        )
+
+    def test_a_machine_may_have_one_of_them_or_none(self) -> None:
+        self.assertEqual(stepping_back(19, nice_program="/bin/nice", ionice_program=None), ("/bin/nice", "-n", "19"))
+        disk = stepping_back(1, nice_program=None, ionice_program="/bin/ionice")
+        self.assertEqual(disk, ("/bin/ionice", "-t", "-c", "2", "-n", "7"))
+        self.assertEqual(stepping_back(1, nice_program=None, ionice_program=None), ())
+
+    def test_who_does_not_step_back_is_started_as_ever(self) -> None:
+        self.assertEqual(stepping_back(0, nice_program="/bin/nice", ionice_program="/bin/ionice"), ())
+
+    def test_a_removal_may_step_back(self) -> None:
+        self.assertEqual(removal("/bin", Path("/doomed"), nice=10).nice, 10)
+        self.assertEqual(removal("/bin", Path("/doomed")).nice, 0)
 
 
 class GitCommandTests(SynchronousTestCase):

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 
-from twisted_hook.environments import KeyedEnvironments, OwnEnvironments, existing, recipe_for
+from tests.accounts import NEEDS_ROOT, NOBODY, open_directory
+from twisted_hook.environments import COMPLETE, KeyedEnvironments, OwnEnvironments, existing, recipe_for
 from twisted_hook.model import Command, CommandResult, Commit, Environment, StepFailed, Tree
 from twisted_hook.process import SpawningRunner
 
@@ -47,13 +49,17 @@ mkdir -p "$where/bin"; touch "$where/bin/python"
 
 @dataclass
 class Recorder:
-    """Runs commands for real, and remembers their names; ``rm`` does not count."""
+    """Runs commands for real, and remembers them; ``rm`` does not count."""
 
-    names: list[str] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        return [command.name for command in self.commands]
 
     async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
         if command.name != "rm":
-            self.names.append(command.name)
+            self.commands.append(command)
         return await SpawningRunner(reactor).run(command, output=output)
 
 
@@ -65,10 +71,21 @@ class World:
     interpreter: Path
     path: str = SYSTEM
     recorder: Recorder = field(default_factory=Recorder)
+    user: str | None = None
+    nice: int = 0
+    home: Path | None = None
 
     @property
     def environments(self) -> KeyedEnvironments:
-        return KeyedEnvironments(self.directory / "environments", self.interpreter, "3.11.7", self.path, 120.0)
+        return KeyedEnvironments(
+            self.directory / "environments",
+            self.interpreter,
+            "3.11.7",
+            self.path,
+            120.0,
+            user=self.user,
+            nice=self.nice,
+        )
 
     def tree(self, files: Mapping[str, str], *, release: str = "r1", revision: str = "a" * 40) -> Tree:
         """A release with these files."""
@@ -80,7 +97,7 @@ class World:
         return Tree(path, Commit(revision, "subject", "author"), release)
 
     async def prepare(self, tree: Tree) -> Environment:
-        env = {"PATH": self.path, "HOME": str(self.directory), "LANG": "C.UTF-8"}
+        env = {"PATH": self.path, "HOME": str(self.home or self.directory), "LANG": "C.UTF-8"}
         return await self.environments.prepare(self.recorder, tree, env)
 
     def made(self) -> set[str]:
@@ -478,6 +495,138 @@ async def test_a_real_lock_is_synced_with_uv(real_world: World) -> None:
     assert made.interpreter.exists()
     assert real_world.recorder.names == ["uv sync"]
     assert not (real_world.directory / "releases" / "r1" / ".venv").exists()
+
+
+# As another account.
+
+as_another_account = pytest.mark.skipif(bool(NEEDS_ROOT), reason=NEEDS_ROOT)
+
+
+@pytest.fixture
+def foreign_world() -> Iterator[World]:
+    """One that another account may enter, with a stand-in for Python that it may run."""
+    with open_directory() as directory:
+        python = directory / "python"
+        python.write_text(PYTHON)
+        python.chmod(0o755)
+        yield World(directory, python, user="nobody")
+
+
+def owners(directory: Path) -> set[int]:
+    return {path.lstat().st_uid for path in (directory, *directory.rglob("*")) if path.name != COMPLETE}
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_the_account_of_an_app_makes_its_environments_and_only_those(foreign_world: World) -> None:
+    made = await foreign_world.prepare(foreign_world.tree({"requirements.txt": "flask\n"}))
+    assert made.directory is not None
+    assert owners(made.directory) == {NOBODY.pw_uid}
+    assert made.directory.parent.stat().st_uid == os.geteuid()
+    assert stat.S_IMODE(made.directory.parent.stat().st_mode) == 0o711
+    again = await foreign_world.prepare(foreign_world.tree({"requirements.txt": "flask\n"}, release="r2"))
+    assert again == made
+    assert foreign_world.recorder.names == ["python -m venv", "pip install"]
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_what_one_account_may_change_is_not_run_by_another(foreign_world: World) -> None:
+    tree = foreign_world.tree({"requirements.txt": "flask\n"})
+    first = await foreign_world.prepare(tree)
+    foreign_world.user = None
+    second = await foreign_world.prepare(tree)
+    assert first.directory != second.directory
+    assert second.directory is not None
+    assert owners(second.directory) == {os.geteuid()}
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_half_of_an_environment_of_another_account_is_made_again(foreign_world: World) -> None:
+    tree = foreign_world.tree({"requirements.txt": "flask\n"})
+    made = await foreign_world.prepare(tree)
+    assert made.directory is not None
+    (made.directory / COMPLETE).unlink()
+    assert await foreign_world.prepare(tree) == made
+    assert foreign_world.recorder.names == ["python -m venv", "pip install"] * 2
+
+
+@pytest.mark.parametrize("trap", ["to a file", "to nothing", "pipe"])
+@pytest_twisted.ensureDeferred
+async def test_a_trap_in_the_place_of_the_mark_is_not_stepped_into(world: World, trap: str) -> None:
+    """The account that owns an environment can put anything into it, and we are root."""
+    tree = world.tree({"requirements.txt": "flask\n"})
+    made = await world.prepare(tree)
+    assert made.directory is not None
+    target = world.directory / "target"
+    if trap == "to a file":
+        target.write_text("of somebody else")
+        os.utime(target, (1, 1))
+    (made.directory / COMPLETE).unlink()
+    if trap == "pipe":
+        os.mkfifo(made.directory / COMPLETE)
+    else:
+        (made.directory / COMPLETE).symlink_to(target)
+    if trap == "to nothing":  # it is not complete, and is made again from nothing
+        await world.prepare(tree)
+        assert not (made.directory / COMPLETE).is_symlink()
+        assert not target.exists()
+        return
+    with pytest.raises(StepFailed, match=r"/\.complete cannot be written: "):
+        await world.prepare(tree)
+    assert not target.exists() or target.stat().st_mtime == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_link_that_a_build_leaves_for_the_mark_is_not_followed(world: World) -> None:
+    target = world.directory / "target"
+    plant = f'pip) ln -s {target} "$(dirname "$0")/../{COMPLETE}" ;;\n    pip)'
+    world.interpreter.write_text(PYTHON.replace("pip)", plant, 1))
+    with pytest.raises(StepFailed, match=r"/\.complete cannot be written: Too many levels of symbolic links"):
+        await world.prepare(world.tree({"requirements.txt": "flask\n"}))
+    assert not target.exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_account_that_is_not_there_fails_the_deployment_in_words(world: World) -> None:
+    world.user = "no-such-account"
+    with pytest.raises(StepFailed, match="there is no account 'no-such-account'"):
+        await world.prepare(world.tree({"requirements.txt": "flask\n"}))
+
+
+@pytest_twisted.ensureDeferred
+async def test_installing_steps_back_for_the_app_that_runs(world: World) -> None:
+    world.nice = 10
+    await world.prepare(world.tree({"requirements.txt": "flask\n"}))
+    assert [(command.name, command.nice) for command in world.recorder.commands] == [
+        ("python -m venv", 10),
+        ("pip install", 10),
+    ]
+
+
+@as_another_account
+@pytest.mark.parametrize("home", ["/nonexistent", "/", "its own"])
+@pytest_twisted.ensureDeferred
+async def test_uv_makes_a_real_environment_for_an_account_with_a_home_or_without(
+    foreign_world: World, home: str
+) -> None:
+    """Accounts of services have a home that is not there, or that is not theirs."""
+    with_uv(foreign_world)
+    # What is ours may be where no other account may go.
+    shutil.copy(shutil.which("uv", path=foreign_world.path) or "", foreign_world.directory)
+    foreign_world.path = f"{foreign_world.directory}:{SYSTEM}"
+    foreign_world.interpreter = Path("/usr/bin/python3")
+    foreign_world.home = Path(home)
+    if home == "its own":
+        foreign_world.home = foreign_world.directory / "home"
+        foreign_world.home.mkdir()
+        os.chown(foreign_world.home, NOBODY.pw_uid, NOBODY.pw_gid)
+    made = await foreign_world.prepare(wheelhouse(foreign_world))
+    assert made.directory is not None
+    assert owners(made.directory) == {NOBODY.pw_uid}
+    assert said(made) == "hello\n"
+    assert (foreign_world.home / ".cache" / "uv").exists() == (home == "its own")
 
 
 def with_uv(world: World) -> None:

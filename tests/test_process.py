@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from tests.accounts import NEEDS_ROOT, NOBODY, open_directory
 from twisted_hook import leftovers, process
 from twisted_hook.deploymentlog import CAP
 from twisted_hook.model import Command, CommandResult
@@ -445,6 +449,96 @@ def test_a_flood_of_output_takes_little_memory_and_leaves_a_readable_log(script:
     assert CAP <= len(log.encode()) < CAP + 200
     assert "\n[truncated: " in log[-100:]
     assert set(log) & set(map(chr, range(0x20))) <= {"\t", "\n"}
+
+
+# Who it is, and how much it steps back.
+
+as_another_account = pytest.mark.skipif(bool(NEEDS_ROOT), reason=NEEDS_ROOT)
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_a_command_runs_as_its_account_with_the_groups_of_that_alone() -> None:
+    with open_directory() as directory:
+        for cwd in (None, directory):
+            result = await run(replace(shell("id -u; id -ru; id -g; id -G", cwd=cwd), user="nobody"))
+            uid, gid, groups = NOBODY.pw_uid, NOBODY.pw_gid, os.getgrouplist("nobody", NOBODY.pw_gid)
+            assert result.stdout.decode().split("\n")[:3] == [str(uid), str(uid), str(gid)]
+            assert sorted(map(int, result.stdout.split()[3:])) == sorted(groups)
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_a_command_of_another_account_cannot_become_us_again() -> None:
+    script = "import os; print(os.getresuid(), os.getresgid())\ntry: os.setuid(0)\nexcept OSError as e: print(e.errno)"
+    result = await run(Command("python", ("/usr/bin/python3", "-c", script), ENVIRONMENT, user="nobody"))
+    uid, gid = NOBODY.pw_uid, NOBODY.pw_gid
+    assert result.stdout.decode() == f"{(uid,) * 3} {(gid,) * 3}\n1\n"
+
+
+@as_another_account
+@pytest_twisted.ensureDeferred
+async def test_a_command_of_another_account_leads_a_session_and_ends_with_its_family() -> None:
+    """P77, for an account that is not ours."""
+    with open_directory() as directory:
+        os.chown(directory, NOBODY.pw_uid, NOBODY.pw_gid)
+        script = f"cut -d' ' -f1,6 /proc/$$/stat > session; {SLEEPERS} sleep 1000"
+        result = await run(replace(shell(script, cwd=directory, timeout=0.5), user="nobody", nice=1))
+        assert result.verdict == "timeout after 0.5 s"
+        pid, session = (directory / "session").read_text().split()
+        assert pid == session
+        await all_end(directory, "first", "second")
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_account_that_is_not_there_is_a_result() -> None:
+    result = await run(replace(shell("true"), user="no-such-account"))
+    assert result.verdict == "could not start: there is no account 'no-such-account' on this machine"
+
+
+@pytest_twisted.ensureDeferred
+async def test_our_own_account_needs_no_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = pwd.getpwuid(os.geteuid()).pw_name
+    assert (await run(replace(shell("true"), user=own))).ok
+    monkeypatch.setattr(os, "geteuid", lambda: NOBODY.pw_uid + 1)
+    refused = await run(replace(shell("true"), user="nobody"))
+    assert refused.verdict == "could not start: only root can run a command as nobody"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_steps_back_as_far_as_it_is_told() -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for nice in (0, 10, 19):
+        result = await run(replace(shell("nice; ionice -p $$"), nice=nice))
+        told, disk = result.stdout.decode().splitlines()
+        assert int(told) == min(19, ours + nice)
+        assert (disk == "best-effort: prio 7") == (nice > 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_steps_back_is_the_command_itself(tmp_path: Path) -> None:
+    """The pid that is recorded and ended is the command's own, whatever it was started through."""
+    records = tmp_path / "records"
+    records.mkdir()
+    command = replace(shell(f"echo $$; ls {records}"), nice=10)
+    result = await SpawningRunner(reactor, records=records).run(command)
+    pid, record = result.stdout.decode().split()
+    assert record == f"{pid}.pid"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_missing_program_is_named_however_much_it_would_step_back() -> None:
+    result = await run(Command("step", ("no-such-program",), ENVIRONMENT, nice=10))
+    assert result.verdict == "could not start: no such program: no-such-program"
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_there_is_no_nice_a_command_runs_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    which = shutil.which
+    monkeypatch.setattr(
+        shutil, "which", lambda name, **given: None if name in {"nice", "ionice"} else which(name, **given)
+    )
+    assert (await run(replace(shell("true"), nice=10))).ok
 
 
 FLOOD = """

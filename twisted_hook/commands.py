@@ -46,6 +46,12 @@ _FSCK = (
     "fetch.fsck.zeroPaddedFilemode=ignore",
 )
 
+_NO_LFS = (
+    # git alone would check out the pointers without a word. Reads a file that is kept whole despite its attribute.
+    r"filter.lfs.smudge=sed '1{/^version https:\/\/git-lfs/q1}'",
+    "filter.lfs.required=true",
+)
+
 _TRANSPORTS = frozenset({"https", "http", "ssh", "git", "file"})
 
 _SSH = (
@@ -92,7 +98,7 @@ class Git:
     def command(self, *arguments: str, env: Mapping[str, str] | None = None, timeout: float | None = None) -> Command:
         """``git <arguments>`` in this repository, with nothing inherited."""
         where = ("-C", str(self.directory)) if self.in_place else (f"--git-dir={self.directory}",)
-        settings = (*_GIT_SETTINGS, *(() if self.in_place else _FSCK), f"safe.directory={self.directory}")
+        settings = (*_GIT_SETTINGS, *(() if self.in_place else (*_FSCK, *_NO_LFS)), f"safe.directory={self.directory}")
         options = tuple(word for setting in settings for word in ("-c", setting))
         name = next(word for word in arguments if not word.startswith("-"))
         return Command(
@@ -151,14 +157,38 @@ def reading(url: str) -> tuple[str, ...]:
     return (f"--upload-pack=git {trusted} upload-pack",)
 
 
-def removal(path: str, *doomed: Path) -> Command:
+def handing_over(path: str, owner: tuple[int, int], *places: Path) -> Command:
+    """Gives whole trees to a user and a group, by their ids; links are given themselves, and not followed."""
+    uid, gid = owner
+    return Command("chown", ("chown", "-hR", f"{uid}:{gid}", "--", *map(str, places)), {"PATH": path, "LC_ALL": "C"})
+
+
+def removal(path: str, *doomed: Path, nice: int = 0) -> Command:
     """Removes whole trees, in a child: a large one would hold the reactor up. ``path`` is where ``rm`` is found."""
-    return Command("rm", ("rm", "-rf", "--", *map(str, doomed)), {"PATH": path, "LC_ALL": "C"})
+    return Command("rm", ("rm", "-rf", "--", *map(str, doomed)), {"PATH": path, "LC_ALL": "C"}, nice=nice)
 
 
-def step_environment(ambient: Ambient, *, declared: Mapping[str, str], context: Mapping[str, str]) -> dict[str, str]:
-    """What steps and servers see: PATH, HOME and LANG, what the app declares, and the ``HOOKDEPLOY_*`` names."""
-    return {"PATH": ambient.path, "HOME": ambient.home, "LANG": ambient.lang, **declared, **context}
+def stepping_back(nice: int, *, nice_program: str | None, ionice_program: str | None) -> tuple[str, ...]:
+    """What to put before a command so that it leaves processor and disk to others: nothing at 0.
+
+    The two programs are paths, or None where the machine has none. Each executes the next in its place. ``ionice -t``
+    goes on where the kernel lets nobody change that, as in some containers.
+    """
+    if nice == 0:
+        return ()
+    processor = (nice_program, "-n", str(nice)) if nice_program else ()
+    disk = (ionice_program, "-t", "-c", "2", "-n", "7") if ionice_program else ()  # best effort, behind all others
+    return (*processor, *disk)
+
+
+def step_environment(
+    ambient: Ambient, *, declared: Mapping[str, str], context: Mapping[str, str], home: Path | None = None
+) -> dict[str, str]:
+    """What steps and servers see: PATH, HOME and LANG, what the app declares, and the ``HOOKDEPLOY_*`` names.
+
+    ``home`` is that of the account as which they run; None where that is ours.
+    """
+    return {"PATH": ambient.path, "HOME": str(home or ambient.home), "LANG": ambient.lang, **declared, **context}
 
 
 def deployment_context(

@@ -1,18 +1,20 @@
 """Virtual environments, keyed by the content of what defines them: a push that changes no dependency installs nothing.
 
 Touches one app's ``environments`` directory. Where a build is not ``auto`` it only looks for the environment that the
-app's own steps have made.
+app's own steps have made. What another account has made is run as that account alone, and no link of its is followed.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from twisted_hook.accounts import Account, NeedsRoot, NoSuchAccount, to_become
 from twisted_hook.boundaries import CommandRunner, Environments
 from twisted_hook.commands import removal
 from twisted_hook.model import Command, Environment, StepFailed, Tree
@@ -58,6 +60,10 @@ class KeyedEnvironments:
     timeout: float
     keep_newest: int = 5
     """How many are kept, by their last use, besides those for which a kept release asks."""
+    user: str | None = None
+    """The account that makes them and that owns them, if not ours."""
+    nice: int = 0
+    """How much that steps back for others."""
 
     async def prepare(self, run: CommandRunner, tree: Tree, env: Mapping[str, str]) -> Environment:
         recipe = recipe_for(tree.path)
@@ -66,7 +72,7 @@ class KeyedEnvironments:
         directory = self.directory / self._key(recipe, tree.release)
         if not (directory / COMPLETE).exists():
             await self._make(run, recipe, directory, tree, env)
-        (directory / COMPLETE).touch()
+        _mark_as_used(directory)
         return existing(directory)
 
     async def keep(self, run: CommandRunner, environment: Environment) -> None:
@@ -77,18 +83,30 @@ class KeyedEnvironments:
         asked_for = {environment.directory.name, *(self._asked_for() if retired else ())}
         for directory in retired:
             if directory.name not in asked_for:
-                await run.run(removal(self.path, directory))
+                await run.run(removal(self.path, directory, nice=self.nice))
 
     async def _make(
         self, run: CommandRunner, recipe: Recipe, directory: Path, tree: Tree, env: Mapping[str, str]
     ) -> None:
         if directory.exists():  # half of one, from a run that failed or was cut off
-            await run.run(removal(self.path, directory))
+            await run.run(removal(self.path, directory, nice=self.nice))
+        account = self._account()
+        if account is not None:
+            _give_away(directory, account)
+            env = {**_without_a_home(account, env), **env}
         for name, argv in self._commands(recipe, directory):
             environment = {**env, "UV_PROJECT_ENVIRONMENT": str(directory)}
-            result = await run.run(Command(name, argv, environment, cwd=tree.path, timeout=self.timeout))
+            command = Command(name, argv, environment, tree.path, self.timeout, user=self.user, nice=self.nice)
+            result = await run.run(command)
             if not result.ok:
                 raise failed(f"{name} failed", result)
+
+    def _account(self) -> Account | None:
+        """Whose the environments are to be; None if they are ours."""
+        try:
+            return to_become(self.user)
+        except (NoSuchAccount, NeedsRoot) as error:
+            raise StepFailed(str(error)) from error
 
     def _asked_for(self) -> set[str]:
         releases = (self.directory.parent / "releases").glob("*")
@@ -101,6 +119,8 @@ class KeyedEnvironments:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         if recipe.holds_the_project:
             digest.update(release.encode())
+        if self.user is not None:
+            digest.update(f"\0{self.user}".encode())  # who may change it
         return digest.hexdigest()[:16]
 
     def _commands(self, recipe: Recipe, directory: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -178,6 +198,33 @@ def _archives(requirements: Iterable[Path]) -> Iterator[Path]:
     for file in requirements:
         for name in _FOUND_IN.findall(_text(file)):
             yield from sorted(found for found in (file.parent / name).glob("*") if found.is_file())
+
+
+def _give_away(directory: Path, account: Account) -> None:
+    """Make a directory of the account's own; the one in which it stands stays ours, so that no link takes its place."""
+    directory.parent.mkdir(mode=0o711, parents=True, exist_ok=True)
+    directory.mkdir()
+    os.chown(directory, account.uid, account.gid)
+
+
+def _without_a_home(account: Account, env: Mapping[str, str]) -> dict[str, str]:
+    """What uv has to be told where it has no home for its cache, which is an error to it; pip goes on without one."""
+    home = Path(env.get("HOME", "/"))
+    if "UV_CACHE_DIR" in env or "XDG_CACHE_HOME" in env or (home.is_dir() and home.stat().st_uid == account.uid):
+        return {}
+    return {"UV_NO_CACHE": "1"}
+
+
+def _mark_as_used(environment: Path) -> None:
+    """Write down that all of it is there and used now. Whose it is could have put a link there, or a named pipe."""
+    try:
+        complete = os.open(environment / COMPLETE, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        raise StepFailed(f"{environment / COMPLETE} cannot be written: {error.strerror}") from error
+    try:
+        os.utime(complete)
+    finally:
+        os.close(complete)
 
 
 def _last_used(environment: Path) -> float:

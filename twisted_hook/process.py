@@ -20,7 +20,9 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.python.failure import Failure
 
 from twisted_hook import leftovers
+from twisted_hook.accounts import NeedsRoot, NoSuchAccount, to_become
 from twisted_hook.boundaries import CommandRunner
+from twisted_hook.commands import stepping_back
 from twisted_hook.model import Command, CommandResult
 from twisted_hook.once import Once
 from twisted_hook.redaction import clean
@@ -54,11 +56,15 @@ def spawn(
     env: Mapping[str, str],
     cwd: Path | None,
     fds: dict[int, int | str],
+    user: str | None = None,
+    through: tuple[str, ...] = (),
 ) -> IProcessTransport:
     """Start a program as the leader of a new session, so that ``killpg(pid)`` reaches its family.
 
     ``setsid`` (util-linux, busybox) executes in place when it is no group leader, which a spawned child never is: the
-    pid is the program's own. Raises ``CouldNotStart``; Twisted tells the same mistakes in four different ways.
+    pid is the program's own. So do the words ``through``, such as ``nice -n 10``. With ``user`` it runs as that
+    account, with the account's groups and none of ours; it can use what we open for it, but not open it again
+    (``/dev/stdout``). Raises ``CouldNotStart``; Twisted tells the same mistakes in four different ways.
     """
     _check_words((*argv, *env, *env.values()))
     directory = cwd or Path.cwd()
@@ -72,11 +78,24 @@ def spawn(
     if setsid is None:
         raise CouldNotStart("no such program: setsid (it is part of util-linux)")
     try:
+        account = to_become(user)
         return reactor.spawnProcess(
-            protocol, setsid, ["setsid", found, *argv[1:]], env=dict(env), path=str(cwd) if cwd else None, childFDs=fds
+            protocol,
+            setsid,
+            ["setsid", *through, found, *argv[1:]],
+            env=dict(env),
+            path=str(cwd) if cwd else None,
+            uid=account.uid if account else None,
+            gid=account.gid if account else None,
+            childFDs=fds,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, NoSuchAccount, NeedsRoot) as error:
         raise CouldNotStart(str(error)) from error
+
+
+def held_back(descriptor: int) -> tuple[str, ...]:
+    """What to put before a program that must not begin unless we live to let it: it waits for a line from there."""
+    return ("/bin/sh", "-c", f'read -r _ <&{descriptor} && exec {descriptor}<&- && exec "$@"', "sh")
 
 
 def _check_words(words: Iterable[str]) -> None:
@@ -205,6 +224,7 @@ class SpawningRunner:
     def __init__(self, reactor: Reactor, *, records: Path | None = None) -> None:
         self._reactor = reactor
         self._records = records
+        self._nice, self._ionice = shutil.which("nice"), shutil.which("ionice")
 
     async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
         running = _Run(self._reactor, command, output)
@@ -217,6 +237,8 @@ class SpawningRunner:
                 env=command.env,
                 cwd=command.cwd,
                 fds={0: null, 1: "r", 2: "r"},
+                user=command.user,
+                through=stepping_back(command.nice, nice_program=self._nice, ionice_program=self._ionice),
             )
         except CouldNotStart as error:
             return CommandResult(command, None, None, False, 0.0, b"", "", could_not_start=str(error))
