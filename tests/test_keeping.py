@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import stat
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import cast
 
+from twisted.internet.interfaces import IReadDescriptor
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.installed import is_listened_on
 from twisted_hook import sockets
-from twisted_hook.keeping import PROGRAM, Keeper, NoKeeper
+from twisted_hook.keeping import FIRST_PAUSE, LOOK, PROGRAM, STEADY, Keeper, NoKeeper
+from twisted_hook.keeping import PATIENCE as KEEPER_PATIENCE
+from twisted_hook.process import Reactor
 
+PYTHON = sys.executable
 PATIENCE = 10.0
 """Seconds after which a condition that does not come true fails its test."""
 
@@ -40,7 +50,9 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
-class KeeperTests(SynchronousTestCase):
+class KeeperFixture(SynchronousTestCase):
+    """A directory, and a keeper in it that ends with the test."""
+
     def setUp(self) -> None:
         directory = TemporaryDirectory()
         self.addCleanup(directory.cleanup)
@@ -87,6 +99,8 @@ class KeeperTests(SynchronousTestCase):
         self.addCleanup(client.close)
         return client
 
+
+class KeeperTests(KeeperFixture):
     # holding and taking
 
     def test_who_connects_while_nobody_accepts_is_accepted_through_the_taken_socket(self) -> None:
@@ -104,6 +118,13 @@ class KeeperTests(SynchronousTestCase):
         self.addCleanup(accepted.close)
         accepted.settimeout(PATIENCE)
         self.assertEqual(accepted.recv(5), b"hello")
+
+    def test_a_taken_socket_is_inherited_by_nobody(self) -> None:
+        """At an upgrade hookdeploy executes itself again, and would hold what it has forgotten."""
+        keeper = self.reached()
+        with self.listener() as listener:
+            keeper.hold("door", listener)
+        self.assertFalse(self.taken(keeper, "door").get_inheritable())
 
     def test_nothing_is_held_under_a_name_that_was_never_given(self) -> None:
         self.assertIsNone(self.reached().take("door"))
@@ -204,7 +225,8 @@ class KeeperTests(SynchronousTestCase):
         keeper.end()
         until(lambda: not keepers(self.path), "the end of the keeper")
         self.assertFalse(self.path.exists())
-        self.assertRaises(ConnectionRefusedError, socket.create_connection, address)
+        # A process that ends has no command line any more while its sockets are still to be closed.
+        until(lambda: not is_listened_on(address[1]), "the end of the socket")
 
     def test_a_keeper_that_was_killed_can_be_told_to_end(self) -> None:
         keeper = self.reached()
@@ -252,6 +274,21 @@ class KeeperTests(SynchronousTestCase):
         self.reached()
         self.the_one()
 
+    def test_one_that_dies_while_it_is_called_is_not_relied_upon(self) -> None:
+        """A kernel takes calls for a process that it has begun to end."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as dying:
+            dying.bind(str(self.path))
+            dying.listen()
+
+            def die() -> None:
+                dying.accept()[0].close()
+
+            death = threading.Thread(target=die)
+            death.start()
+            self.reached()
+            death.join(PATIENCE)
+        self.the_one()
+
     def test_its_socket_is_for_its_owner_alone(self) -> None:
         self.reached()
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)
@@ -270,3 +307,141 @@ class KeeperTests(SynchronousTestCase):
 
     def test_a_call_before_it_was_reached_is_refused(self) -> None:
         self.assertRaises(NoKeeper, Keeper(self.path).take, "door")
+
+
+class Turns(Clock):
+    """A reactor that turns when it is told to, and then really looks at what it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[IReadDescriptor] = []
+
+    def addReader(self, reader: IReadDescriptor) -> None:
+        self.read.append(reader)
+
+    def removeReader(self, reader: IReadDescriptor) -> None:
+        self.read.remove(reader)
+
+    def turn(self, seconds: float = 0.0) -> None:
+        self.advance(seconds)
+        readable, _, _ = select.select(self.read, [], [], 0)
+        for reader in readable:
+            reader.doRead()
+
+    def turn_until(self, condition: Callable[[], object], what: str) -> float:
+        """Turn as the time goes by that a keeper needs; gives how much of its own it took."""
+        begun = self.seconds()
+
+        def turned() -> object:
+            self.turn(LOOK)
+            return condition()
+
+        until(turned, what)
+        return self.seconds() - begun
+
+
+class WatchTests(KeeperFixture):
+    """A keeper that dies is missed before anybody needs it."""
+
+    def watched(self) -> tuple[Keeper, Turns]:
+        keeper, turns = self.reached(), Turns()
+        keeper.watch(cast("Reactor", turns))
+        return keeper, turns
+
+    def replaced(self, turns: Turns) -> float:
+        """Kill the keeper; gives the seconds until there is another one, of which the machine takes some."""
+        old = self.the_one()
+        os.kill(old, signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        return turns.turn_until(lambda: turns.read and self.the_one() != old, "a new keeper")
+
+    def test_a_killed_keeper_is_replaced_before_the_next_call(self) -> None:
+        """P83, for the keeper: nobody calls it for days, and hookdeploy is killed after it."""
+        keeper, turns = self.watched()
+        listener = self.listener()
+        keeper.hold("door", listener)
+        self.assertLess(self.replaced(turns), PATIENCE)
+        self.leave(keeper)
+        copy = self.taken(self.reached(), "door")
+        self.assertEqual(copy.getsockname(), listener.getsockname())
+
+    def test_one_that_keeps_dying_is_replaced_after_longer_and_longer_pauses(self) -> None:
+        _, turns = self.watched()
+        pauses = []
+        for _ in range(4):
+            os.kill(self.the_one(), signal.SIGKILL)
+            turns.turn_until(lambda: not turns.read, "the end of the keeper")
+            [call] = turns.getDelayedCalls()
+            pauses.append(round(call.getTime() - turns.seconds()))
+            turns.advance(pauses[-1])
+            turns.turn_until(lambda: turns.read, "a new keeper")
+        self.assertEqual(pauses, [0, 1, 2, 4])
+        turns.advance(STEADY)
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        [call] = turns.getDelayedCalls()
+        self.assertEqual(call.getTime(), turns.seconds())
+
+    def test_one_that_cannot_be_started_is_tried_again_after_a_pause(self) -> None:
+        _, turns = self.watched()
+        self.patch(sys, "executable", "/no/such/python")
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        turns.advance(0)
+        [call] = turns.getDelayedCalls()
+        self.assertEqual(call.getTime() - turns.seconds(), FIRST_PAUSE)
+
+    def test_one_that_does_not_answer_is_given_up_and_tried_again(self) -> None:
+        keeper, turns = self.watched()
+        mute_program = self.directory / "mute"
+        mute_program.write_text("#!/bin/sh\nexec sleep 1000\n")
+        mute_program.chmod(0o755)
+        self.patch(sys, "executable", str(mute_program))
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        turns.advance(0)
+        mute = keeper._starting
+        assert mute is not None
+        turns.pump([LOOK] * round(KEEPER_PATIENCE / LOOK + 2))
+        [call] = turns.getDelayedCalls()
+        self.assertTrue(FIRST_PAUSE - 3 * LOOK < call.getTime() - turns.seconds() <= FIRST_PAUSE)
+        self.patch(sys, "executable", PYTHON)
+        turns.advance(FIRST_PAUSE)
+        self.assertEqual(mute.returncode, -signal.SIGKILL)
+        turns.turn_until(lambda: turns.read, "a new keeper")
+        self.the_one()
+
+    def test_a_call_in_the_pause_does_not_wait_for_its_end(self) -> None:
+        keeper, turns = self.watched()
+        self.replaced(turns)
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        self.assertIsNone(keeper.take("door"))
+        self.assertEqual(turns.getDelayedCalls(), [])
+        self.assertEqual(len(turns.read), 1)
+        self.the_one()
+
+    def test_a_call_while_another_keeper_starts_leaves_only_one(self) -> None:
+        keeper, turns = self.watched()
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        turns.advance(0)
+        self.assertIsNone(keeper.take("door"))
+        self.assertEqual(turns.getDelayedCalls(), [])
+        self.the_one()
+
+    def test_nothing_is_watched_after_the_end(self) -> None:
+        for finish in (Keeper.leave, Keeper.end):
+            keeper, turns = self.watched()
+            finish(keeper)
+            self.assertEqual((turns.read, turns.getDelayedCalls()), ([], []))
+            keeper.end()
+            until(lambda: not keepers(self.path), "the end of the keeper")
+
+    def test_an_end_while_another_keeper_starts_leaves_none(self) -> None:
+        keeper, turns = self.watched()
+        os.kill(self.the_one(), signal.SIGKILL)
+        turns.turn_until(lambda: not turns.read, "the end of the keeper")
+        turns.advance(0)
+        keeper.end()
+        self.assertEqual((keepers(self.path), turns.read, turns.getDelayedCalls()), ([], [], []))

@@ -57,6 +57,14 @@ class ListenTests(SynchronousTestCase):
         self.assertEqual(listener.getsockname()[0], "127.0.0.1")
         self.assert_serves(listener, socket.AF_INET)
 
+    def test_an_answer_does_not_wait_for_an_acknowledgement(self) -> None:
+        """Even if the server takes the socket for a unix one, as uvicorn does."""
+        listener = self.listen("127.0.0.1:0")
+        with socket.create_connection(listener.getsockname()):
+            accepted, _ = listener.accept()
+            with accepted:
+                self.assertTrue(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
     def test_an_address_of_version_6_is_bound(self) -> None:
         if not has_v6() and not os.environ.get("HOOKDEPLOY_ALL_TESTS"):
             raise SkipTest("this machine has no IPv6")

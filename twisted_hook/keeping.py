@@ -1,7 +1,7 @@
 """Speaks to the keeper, the process that holds the listening sockets while hookdeploy is not there.
 
 Touches that process only. Calls are short messages on a unix socket and block for as long as it takes to answer one. If
-the keeper is killed, a new one is started and given everything again.
+the keeper is killed, a new one is started and given everything again: at once if it is watched, else at the next call.
 """
 
 from __future__ import annotations
@@ -12,17 +12,29 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cached_property
+from math import inf
 from pathlib import Path
 
+from twisted.internet.interfaces import IDelayedCall, IReadDescriptor
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from twisted_hook.process import Reactor
 from twisted_hook.sockets import unix_address
 
 PROGRAM = Path(__file__).with_name("keeper.py")
 PATIENCE = 5.0
 """Seconds that the keeper may take to start, or to answer."""
+LOOK = 0.01
+"""Seconds between two looks whether it has started."""
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
+"""Seconds before a keeper that keeps dying is replaced once more."""
+STEADY = 300.0
+"""Seconds after a death in which the next one is one too many."""
 LONGEST = 65536
 
 
@@ -43,6 +55,9 @@ class Keeper:
 
         No socket objects: to duplicate one of those sets the mode of the socket itself, which all who hold it share.
         """
+        self._starting: subprocess.Popen[bytes] | None = None
+        """A keeper that was started and has not answered yet."""
+        self._watch: _Watch | None = None
 
     def reach(self) -> None:
         """Connect to the keeper, or start one. Raises ``NoKeeper``."""
@@ -70,8 +85,22 @@ class Keeper:
             os.close(self._held.pop(name))
         self._do("keep only", *sorted(names))
 
+    def watch(self, reactor: Reactor) -> None:
+        """Replace it from now on as soon as it dies: if we died before its next call, nobody would hold the sockets."""
+        self._watch = _Watch(reactor, start=self._launch, reached=self._reached)
+        if self._connection is not None:
+            self._watch.begin(self._connection)
+
+    def leave(self) -> None:
+        """Watch it no longer; it goes on holding what it holds."""
+        if self._watch is not None:
+            self._watch.stop()
+            self._watch = None
+
     def end(self) -> None:
         """Nobody needs it any more: the sockets close with it."""
+        self.leave()
+        self._give_up_starting()
         for name in list(self._held):
             os.close(self._held.pop(name))
         if self._connection is not None:
@@ -80,12 +109,25 @@ class Keeper:
             self._connection.close()
             self._connection = None
 
+    def _reached(self) -> bool:
+        """Whether one answers by now; it is then given everything. Raises ``OSError`` if it dies of that."""
+        connection = self._connect()
+        if connection is not None:
+            self._work_with(connection)
+        return connection is not None
+
     def _work_with(self, connection: socket.socket) -> None:
+        if self._watch is not None:
+            self._watch.stop()
         if self._connection is not None:
             self._connection.close()
         self._connection = connection
+        _ask(connection, "take", [], None)  # one that is dying may still take a call, but it answers nothing
         for name, listener in self._held.items():
             _ask(connection, "hold", [name], listener)
+        self._starting = None
+        if self._watch is not None:
+            self._watch.begin(connection)
 
     def _remember(self, name: str, listener: socket.socket) -> None:
         if name in self._held:
@@ -102,34 +144,123 @@ class Keeper:
             self.reach()
             return _ask(self._connection, what, names, listener)
 
+    @cached_property
+    def _address(self) -> str:
+        """Asked for once, as it may cost a descriptor."""
+        return unix_address(self._path)
+
     def _connect(self) -> socket.socket | None:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(PATIENCE)
         try:
-            connection.connect(unix_address(self._path))
+            connection.connect(self._address)
         except OSError:
             connection.close()
             return None
         return connection
 
     def _start(self) -> socket.socket:
-        self._path.unlink(missing_ok=True)
-        subprocess.Popen(
-            [sys.executable, "-I", "-S", str(PROGRAM), str(self._path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            env={},
-        )
+        self._launch()
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             connection = self._connect()
             if connection is not None:
                 return connection
-            time.sleep(0.01)
+            time.sleep(LOOK)
         raise NoKeeper(f"the keeper of the sockets did not start within {PATIENCE:g} s")
+
+    def _launch(self) -> None:
+        """Start one, and do not wait for it. Raises ``NoKeeper``."""
+        self._give_up_starting()
+        try:
+            self._path.unlink(missing_ok=True)
+            self._starting = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(PROGRAM), str(self._path)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd="/",
+                env={},
+            )
+        except OSError as error:
+            raise NoKeeper(f"the keeper of the sockets could not be started: {error}") from error
+
+    def _give_up_starting(self) -> None:
+        """There must not be two: the first would wait for ever at a name that the second has taken from it."""
+        if self._starting is not None:
+            self._starting.kill()
+            self._starting.wait()
+            self._starting = None
+
+
+@implementer(IReadDescriptor)
+class _Watch:
+    """Has a keeper that hangs up replaced, without waiting for it, and never in a hurry that would not end."""
+
+    _log = Logger()
+
+    def __init__(self, reactor: Reactor, *, start: Callable[[], None], reached: Callable[[], bool]) -> None:
+        self._reactor = reactor
+        self._start = start
+        self._reached = reached
+        self._connection: socket.socket | None = None
+        self._timer: IDelayedCall | None = None
+        self._last_death = -inf
+        self._pause = 0.0
+
+    def begin(self, connection: socket.socket) -> None:
+        """This is the connection to look at."""
+        self._connection = connection
+        self._reactor.addReader(self)
+
+    def stop(self) -> None:
+        if self._connection is not None:
+            self._reactor.removeReader(self)
+            self._connection = None
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
+
+    def logPrefix(self) -> str:
+        return "keeper"
+
+    def fileno(self) -> int:
+        return -1 if self._connection is None else self._connection.fileno()
+
+    def doRead(self) -> None:
+        """The keeper says nothing without being asked: what there is to read is its end."""
+        self._died("the keeper of the sockets has died")
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor ends; nothing is to be done about the keeper."""
+
+    def _died(self, how: str) -> None:
+        self.stop()
+        now = self._reactor.seconds()
+        again = now - self._last_death < STEADY
+        self._pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * self._pause)) if again else 0.0
+        self._last_death = now
+        when = f"in {self._pause:g} s" if self._pause else "at once"
+        self._log.warn("{how}; a new one is started {when}", how=how, when=when)
+        self._timer = self._reactor.callLater(self._pause, self._replace)
+
+    def _replace(self) -> None:
+        try:
+            self._start()
+            self._look(self._reactor.seconds() + PATIENCE)
+        except NoKeeper as error:
+            self._died(str(error))
+
+    def _look(self, deadline: float) -> None:
+        try:
+            if self._reached():
+                self._log.info("a new keeper holds the sockets")
+            elif self._reactor.seconds() < deadline:
+                self._timer = self._reactor.callLater(LOOK, self._look, deadline)
+            else:
+                self._died(f"the keeper of the sockets did not start within {PATIENCE:g} s")
+        except OSError:
+            self._died("the keeper of the sockets has died while it was given them")
 
 
 def _ask(
@@ -141,4 +272,6 @@ def _ask(
     answer, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 1)
     if not answer:
         raise ConnectionResetError("the keeper hung up")
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
     return socket.socket(fileno=descriptors[0]) if descriptors else None

@@ -48,6 +48,9 @@ def _tcp(bind: str) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     with _closed_on_error(listener):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Every connection inherits it. uvicorn takes an inherited socket for a unix one and would leave it out: its
+        # answers on kept connections then take 44 ms instead of 2 (measured), the client's delayed acknowledgement.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         _open(listener)
     return listener
