@@ -9,7 +9,7 @@ import py_compile
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,13 +18,14 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient, by_root, kill_when
 from tests.test_commands import plant_hooks, set_hostile_environment
-from twisted_hook.clone import MOST_NAMES, Clone, parse_status
+from twisted_hook.clone import MOST_NAMES, MOST_SERVED, Clone, parse_status
 from twisted_hook.commands import Ambient
-from twisted_hook.model import StepFailed, Tree
+from twisted_hook.model import Command, CommandResult, StepFailed, Tree
 from twisted_hook.process import SpawningRunner
 
 ROOT = Path(__file__).parent.parent
@@ -453,7 +454,7 @@ async def test_a_clone_goes_back_to_the_commit_that_serves(world: World, update:
     before = world.everything()
     world.origin.push({"app.py": "broken\n", "new.py": "broken\n", "notes": None})
     tree = await world.deploy(update)
-    await world.clone(update).discard(SpawningRunner(reactor), tree)
+    await world.clone(update).discard(SpawningRunner(reactor), tree, ())
     assert world.everything() == before
 
 
@@ -464,7 +465,7 @@ async def test_a_clone_goes_back_to_its_local_commits(world: World, update: str)
     before = world.everything()
     world.origin.push({"app.py": "broken\n"})
     tree = await world.deploy(update)
-    await world.clone(update).discard(SpawningRunner(reactor), tree)
+    await world.clone(update).discard(SpawningRunner(reactor), tree, ())
     assert world.everything() == before
 
 
@@ -473,7 +474,7 @@ async def test_a_clone_goes_back_to_its_local_commits(world: World, update: str)
 async def test_the_next_good_push_is_taken_after_a_way_back(world: World, update: str) -> None:
     world.origin.push({"app.py": "broken\n"})
     clone = world.clone(update)
-    await clone.discard(SpawningRunner(reactor), await deploy(clone))
+    await clone.discard(SpawningRunner(reactor), await deploy(clone), ())
     tip = world.origin.push({"app.py": "good\n"})
     assert (await world.deploy(update)).commit.revision == tip
     assert world.read("app.py") == "good\n"
@@ -488,7 +489,7 @@ async def test_a_way_back_over_what_a_step_has_made_is_refused(world: World, upd
     tree = await world.deploy(update)
     world.write(name, "made by a step\n")
     with pytest.raises(StepFailed, match="could not be put back to"):
-        await world.clone(update).discard(SpawningRunner(reactor), tree)
+        await world.clone(update).discard(SpawningRunner(reactor), tree, ())
     assert world.read(name) == "made by a step\n"
     assert world.head == tip
 
@@ -499,7 +500,7 @@ async def test_a_way_back_leaves_what_is_not_in_its_way(world: World) -> None:
     tree = await world.deploy()
     world.write("notes", "made by a step\n")
     world.write("static/all.css", "made by a step\n")
-    await world.clone().discard(SpawningRunner(reactor), tree)
+    await world.clone().discard(SpawningRunner(reactor), tree, ())
     assert world.read("app.py") == "one\n"
     assert (world.read("notes"), world.read("static/all.css")) == ("made by a step\n",) * 2
 
@@ -507,11 +508,11 @@ async def test_a_way_back_leaves_what_is_not_in_its_way(world: World) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_way_back_forgets_the_bytecode_of_what_it_changes(world: World) -> None:
     world.origin.push({"wsgi.py": "SAY = 1\n", "same.py": "SAY = 1\n"})
-    await world.deploy()
+    await world.clone().keep(SpawningRunner(reactor), await world.deploy())
     world.origin.push({"wsgi.py": "SAY = 2\n"})
     tree = await world.deploy()
     compiled = [Path(py_compile.compile(str(world.path / name))) for name in ("wsgi.py", "same.py")]  # type: ignore[arg-type]
-    await world.clone().discard(SpawningRunner(reactor), tree)
+    await world.clone().discard(SpawningRunner(reactor), tree, ())
     assert world.read("wsgi.py") == "SAY = 1\n"
     assert [bytecode.exists() for bytecode in compiled] == [False, True]
 
@@ -522,7 +523,7 @@ async def test_what_is_kept_has_no_way_back(world: World) -> None:
     clone, run = world.clone(), SpawningRunner(reactor)
     tree = await deploy(clone)
     await clone.keep(run, tree)
-    await clone.discard(run, tree)
+    await clone.discard(run, tree, ())
     assert (world.head, world.read("app.py")) == (tip, "two\n")
 
 
@@ -543,8 +544,233 @@ async def test_what_serves_still_after_hookdeploy_died_is_gone_back_to(world: Wo
 async def test_there_is_no_way_back_from_where_nothing_was_changed(world: World) -> None:
     tree = await world.deploy()
     before = world.everything()
-    await world.clone().discard(SpawningRunner(reactor), tree)
+    await world.clone().discard(SpawningRunner(reactor), tree, ())
     assert world.everything() == before
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_a_start_goes_back_to_what_served_before_a_deployment_that_was_cut_off(world: World, update: str) -> None:
+    """P83: the machine lost its power, and what is on disk was never found good."""
+    world.commit("local.py", "mine\n") if update == "rebase" else None
+    before = world.everything()
+    world.origin.push({"app.py": "two\n"})
+    await world.deploy(update)
+    tree = await world.clone(update).recover(SpawningRunner(reactor), None)
+    assert tree is not None
+    assert tree.commit.revision == world.head
+    assert world.everything() == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_that_cannot_go_back_serves_what_is_there_and_the_next_failure_goes_back(world: World) -> None:
+    good, run = world.head, SpawningRunner(reactor)
+    tip = world.origin.push({"app.py": "two\n"})
+    await world.deploy()
+    world.write("app.py", "made by a step\n")
+    tree = await world.clone().recover(run, None)
+    assert tree is not None
+    assert tree.commit.revision == tip
+    world.git("checkout", "--quiet", "app.py")
+    await world.clone().discard(run, await world.deploy(), ())
+    assert world.head == good
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_serves_after_a_start_is_the_way_back_from_the_next_failure(world: World) -> None:
+    """P83: hookdeploy died between the swap and its being written down."""
+    run = SpawningRunner(reactor)
+    world.origin.push({"app.py": "two\n"})
+    second = await world.deploy()
+    assert await world.clone().recover(run, second) == second
+    world.origin.push({"app.py": "three\n"})
+    await world.clone().discard(run, await world.deploy(), ())
+    assert world.head == second.commit.revision
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_second_failure_in_a_row_goes_back_as_far_as_the_first_could_not(world: World) -> None:
+    """P81: a step of the first one had made something that was in the way."""
+    good, run = world.head, SpawningRunner(reactor)
+    world.origin.push({"app.py": "two\n"})
+    tree = await world.deploy()
+    world.write("app.py", "made by a step\n")
+    with pytest.raises(StepFailed):
+        await world.clone().discard(run, tree, ())
+    world.git("checkout", "--quiet", "app.py")
+    world.origin.push({"app.py": "three\n"})
+    await world.clone().discard(run, await world.deploy(), ())
+    assert world.head == good
+
+
+@pytest.mark.parametrize("update", CAREFUL)
+@pytest_twisted.ensureDeferred
+async def test_what_a_person_commits_after_a_refusal_is_never_taken_back(world: World, update: str) -> None:
+    run = SpawningRunner(reactor)
+    world.write("app.py", "mine\n")
+    world.origin.push({"notes": "two\n"})
+    with pytest.raises(StepFailed, match="has local changes"):
+        await world.deploy(update)
+    mine = world.commit("app.py", "mine\n")
+    await world.clone(update).recover(run, None)
+    assert world.head == mine
+    if update == "rebase":
+        await world.clone(update).discard(run, await world.deploy(update), ())
+        assert world.head == mine
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_person_commits_after_a_push_that_changed_nothing_is_never_taken_back(world: World) -> None:
+    run = SpawningRunner(reactor)
+    await world.clone().discard(run, await world.deploy(), ())
+    mine = world.commit("local.py", "mine\n")
+    world.origin.push({"app.py": "broken\n"})
+    await world.clone().discard(run, await world.deploy(), ())
+    assert world.head == mine
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_person_commits_while_hookdeploy_is_dead_is_never_taken_back(world: World) -> None:
+    """It died after it had written down from where it went, and before it went."""
+    world.origin.push({"app.py": "two\n"})
+    clone = world.clone()
+    await clone.fetch(SpawningRunner(reactor))
+    clone.directory.mkdir(parents=True, exist_ok=True)
+    (clone.directory / "before").write_text(f"{world.head}\n")
+    mine = world.commit("local.py", "mine\n")
+    await clone.recover(SpawningRunner(reactor), None)
+    assert world.head == mine
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_what_is_given_up_while_it_is_taken_leaves_the_clone_as_it_was(world: World, update: str) -> None:
+    """Its last command asks which files differ: the clone is at the new commit by then."""
+    before, clone, run = world.everything(), world.clone(update), SpawningRunner(reactor)
+    world.origin.push({"app.py": "two\n"})
+    tip = await clone.fetch(run)
+
+    class GivenUp:
+        async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
+            if "*.py" in command.argv and world.head == tip.revision:
+                raise CancelledError
+            return await run.run(command, output=output)
+
+    with pytest.raises(CancelledError):
+        await clone.take(GivenUp(), tip)
+    assert world.everything() == before
+    assert not (clone.directory / "before").exists()
+
+
+async def served_twice(world: World, update: str = "rebase") -> tuple[Clone, Tree, Tree]:
+    """The clone as it was found and served, and a first deployment that serves now."""
+    clone, run = world.clone(update), SpawningRunner(reactor)
+    world.origin.push({"app.py": "two\n", "new.py": "SAY = 2\n"})
+    second = await deploy(clone)
+    await clone.keep(run, second)
+    first = (await clone.kept(run))[-1]
+    return clone, first, second
+
+
+@pytest.mark.parametrize("update", MODES)
+@pytest_twisted.ensureDeferred
+async def test_what_has_served_can_be_put_back(world: World, update: str) -> None:
+    """Also what served before the first deployment; and what is put back can be taken back, and kept."""
+    before = world.everything()
+    clone, first, second = await served_twice(world, update)
+    run = SpawningRunner(reactor)
+    assert await clone.kept(run) == [second, first]
+    await clone.put_back(run, first)
+    assert world.everything() == before
+    assert await clone.current(run) == first
+    await clone.discard(run, first, ())
+    assert await clone.current(run) == second
+    await clone.put_back(run, first)
+    await clone.keep(run, first)
+    await clone.discard(run, first, ())
+    assert await clone.current(run) == first
+    assert await clone.kept(run) == [second, first]
+    await clone.retire(run, ())
+    assert (await world.deploy(update)).commit == second.commit
+
+
+@pytest_twisted.ensureDeferred
+async def test_local_commits_can_be_had_again_after_a_rollback(world: World) -> None:
+    clone, first, _ = await served_twice(world)
+    mine = world.commit("local.py", "mine\n")
+    await clone.put_back(SpawningRunner(reactor), first)
+    assert (world.head, world.kept()) == (first.commit.revision, [mine])
+
+
+@pytest.mark.parametrize("update", CAREFUL)
+@pytest_twisted.ensureDeferred
+async def test_a_rollback_over_local_changes_is_refused(world: World, update: str) -> None:
+    """P68. What is not in the way stays."""
+    clone, first, _ = await served_twice(world, update)
+    run = SpawningRunner(reactor)
+    world.write("notes", "my notes\n")
+    await clone.put_back(run, first)
+    assert world.read("notes") == "my notes\n"
+    await clone.discard(run, first, ())
+    world.write("app.py", "my edit\n")
+    before = world.everything()
+    with pytest.raises(StepFailed, match=": local changes are in the way"):
+        await clone.put_back(run, first)
+    assert world.everything() == before
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_rollback_by_reset_keeps_a_copy_of_what_it_overwrites(world: World) -> None:
+    clone, first, _ = await served_twice(world, "reset")
+    world.write("app.py", "my edit\n")
+    await clone.put_back(SpawningRunner(reactor), first)
+    assert (world.read("app.py"), world.saved()) == ("one\n", {"app.py": "my edit\n"})
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_rollback_of_a_clone_on_another_branch_is_refused(world: World) -> None:
+    clone, first, second = await served_twice(world)
+    world.git("switch", "--quiet", "--create", "feature")
+    with pytest.raises(StepFailed, match="is on feature, not on main"):
+        await clone.put_back(SpawningRunner(reactor), first)
+    assert world.head == second.commit.revision
+
+
+@pytest.mark.parametrize("update", ["rebase", "reset"])
+@pytest_twisted.ensureDeferred
+async def test_a_rollback_forgets_the_bytecode_of_what_it_changes(world: World, update: str) -> None:
+    world.origin.push({"wsgi.py": "SAY = 1\n"})
+    await world.clone(update).keep(SpawningRunner(reactor), await world.deploy(update))
+    world.origin.push({"wsgi.py": "SAY = 2\n"})
+    clone, _, _ = await served_twice(world, update)
+    _, first, *_ = await clone.kept(SpawningRunner(reactor))
+    bytecode = Path(py_compile.compile(str(world.path / "wsgi.py")))  # type: ignore[arg-type]
+    await clone.put_back(SpawningRunner(reactor), first)
+    assert (world.read("wsgi.py"), bytecode.exists()) == ("SAY = 1\n", False)
+
+
+@pytest_twisted.ensureDeferred
+async def test_only_the_last_commits_that_have_served_are_remembered(world: World) -> None:
+    clone, run = world.clone(), SpawningRunner(reactor)
+    for number in range(MOST_SERVED + 2):
+        world.origin.push({"app.py": f"{number}\n"}, f"Say {number}")
+        await clone.keep(run, await deploy(clone))
+    kept = await clone.kept(run)
+    assert [tree.commit.subject for tree in kept] == [f"Say {n}" for n in range(MOST_SERVED + 1, 1, -1)]
+    assert {tree.path for tree in kept} == {world.path}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_commit_that_git_has_let_go_of_cannot_be_put_back(world: World) -> None:
+    clone, _, second = await served_twice(world)
+    (world.directory / "served").write_text(f"{'0' * 40}\n{second.commit.revision}\n")
+    assert await clone.kept(SpawningRunner(reactor)) == [second]
+
+
+@pytest_twisted.ensureDeferred
+async def test_in_place_no_revision_can_be_chosen(world: World) -> None:
+    with pytest.raises(StepFailed, match="in place only the branch's tip can be deployed"):
+        await world.clone().fetch(SpawningRunner(reactor), world.head)
 
 
 @contextmanager

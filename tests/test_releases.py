@@ -25,7 +25,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.gitorigin import Origin, ambient, by_root, kill_when
+from tests.gitorigin import NOBODY, Origin, ambient, by_root, kill_when
 from tests.test_commands import plant_hooks, set_hostile_environment
 from twisted_hook.commands import Ambient
 from twisted_hook.model import Command, CommandResult, Commit, StepFailed, Tree
@@ -80,6 +80,7 @@ async def take(run: SpawningRunner, releases: Releases) -> Tree:
 async def deploy(run: SpawningRunner, releases: Releases) -> Tree:
     tree = await take(run, releases)
     await releases.keep(run, tree)
+    await releases.retire(run, ())
     return tree
 
 
@@ -220,7 +221,8 @@ async def test_what_a_killed_git_left_in_the_mirror_is_removed(world: World, run
     await releases.fetch(run)
     names = ("shallow.lock", "packed-refs.lock", "config.lock", "refs/hookdeploy/blog.lock", "HEAD.lock")
     packs = (f"objects/pack/tmp_pack_{number}" for number in range(3))
-    planted = [releases.mirror / name for name in (*names, *packs)]
+    joined = ".tmp-4711-pack-0123.pack"  # by git repack
+    planted = [releases.mirror / name for name in (*names, *packs, f"objects/pack/{joined}")]
     for file in planted:
         file.touch()
     revision = world.origin.push({"app.py": "two\n"})
@@ -251,6 +253,164 @@ async def test_a_fetch_that_was_cut_short_changes_nothing_and_the_next_succeeds(
         assert len(list(releases.mirror.glob("objects/pack/tmp_*"))) <= 1
     assert await releases.current(run) == first
     assert (await releases.fetch(run)).revision == revision
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_revision_may_be_chosen_by_the_beginning_of_its_id(world: World, run: SpawningRunner) -> None:
+    releases = world.releases()
+    first = await releases.fetch(run)
+    chosen = world.origin.push({"app.py": "two\n"}, "Say two")
+    world.origin.push({"app.py": "three\n"}, "Say three")
+    for name in (chosen, chosen[:7]):
+        commit = await releases.fetch(run, name)
+        assert (commit.revision, commit.subject) == (chosen, "Say two")
+    assert ((await releases.take(run, commit)).path / "app.py").read_text() == "two\n"
+    assert await releases.fetch(run, first.revision) == first
+
+
+@pytest.mark.parametrize("name", ["abcdef0", "f" * 40, "main", "HEAD", "--all", "", "refs/hookdeploy/blog"])
+@pytest_twisted.ensureDeferred
+async def test_a_revision_that_is_not_there_is_told_so(world: World, run: SpawningRunner, name: str) -> None:
+    with pytest.raises(StepFailed, match=f"there is no commit {name} in the repository"):
+        await world.releases().fetch(run, name)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_blob_is_no_commit(world: World, run: SpawningRunner) -> None:
+    blob = world.origin.git("rev-parse", "HEAD:app.py")
+    with pytest.raises(StepFailed, match="there is no commit"):
+        await world.releases().fetch(run, blob)
+
+
+@pytest.mark.parametrize("branch", ["main", None])
+@pytest_twisted.ensureDeferred
+async def test_an_origin_with_other_object_ids_is_deployed(
+    world: World, run: SpawningRunner, branch: str | None
+) -> None:
+    """P74: SHA-256; and the origin at the same address may change its mind, and change it back."""
+    releases = world.releases(branch=branch)
+    first = await deploy(run, releases)
+    for object_format, digits in (("sha256", 64), ("sha1", 40)):
+        shutil.rmtree(world.origin.bare)
+        shutil.rmtree(world.origin.work)
+        for place, bare in ((world.origin.bare, ["--bare"]), (world.origin.work, [])):
+            words = ("init", "--quiet", "--initial-branch=main", f"--object-format={object_format}", *bare, str(place))
+            world.origin.git(*words, at=world.origin.directory)
+        world.origin.git("remote", "add", "origin", str(world.origin.bare))
+        revision = world.origin.push({"app.py": f"{object_format}\n"})
+        tree = await deploy(run, releases)
+        assert (len(revision), tree.commit.revision) == (digits, revision)
+        assert (tree.path / "app.py").read_text() == f"{object_format}\n"
+        assert (await releases.fetch(run, revision[:9])).revision == revision
+    assert (first.path / "app.py").read_text() == "one\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shallow_origin_is_deployed_also_after_a_forced_push(world: World, run: SpawningRunner) -> None:
+    """P74: git passes over the tip of a shallow origin, and says that all went well."""
+    world.origin.push({"app.py": "two\n"})
+    shallow = world.origin.directory / "shallow.git"
+    words = ("clone", "--quiet", "--bare", "--depth=1", f"file://{world.origin.bare}", str(shallow))
+    world.origin.git(*words, at=world.origin.directory)
+    releases = replace(world.releases(), url=str(shallow))
+    assert ((await deploy(run, releases)).path / "app.py").read_text() == "two\n"
+    world.origin.git("checkout", "--quiet", "--orphan", "unrelated")
+    world.origin.push({"app.py": "unrelated\n"}, branch="HEAD:refs/heads/main")
+    world.origin.git("fetch", "--quiet", "--depth=1", str(world.origin.bare), "+main:main", at=shallow)
+    assert ((await deploy(run, releases)).path / "app.py").read_text() == "unrelated\n"
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "objects that are gone": lambda mirror: [overwrite(file, None) for file in objects(mirror)],
+    "empty objects": lambda mirror: [overwrite(file, b"") for file in objects(mirror)],
+    "objects of something else": lambda mirror: [overwrite(file, b"x" * 99) for file in objects(mirror)],
+    "no HEAD": lambda mirror: overwrite(mirror / "HEAD", None),
+    "an empty HEAD": lambda mirror: overwrite(mirror / "HEAD", b""),
+    "half a config": lambda mirror: overwrite(mirror / "config", b"[core\n"),
+    "an empty ref": lambda mirror: overwrite(mirror / "refs/hookdeploy/blog", b""),
+    "a ref to nothing": lambda mirror: overwrite(mirror / "refs/hookdeploy/blog", b"1" * 40 + b"\n"),
+    "no refs": lambda mirror: shutil.rmtree(mirror / "refs"),
+}
+
+
+def objects(mirror: Path) -> list[Path]:
+    return [file for file in mirror.glob("objects/*/*") if file.is_file()]
+
+
+def overwrite(file: Path, content: bytes | None) -> list[Path]:
+    file.unlink(missing_ok=True)
+    if content is not None:
+        file.write_bytes(content)
+    return [file]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest_twisted.ensureDeferred
+async def test_a_damaged_mirror_is_made_anew_by_itself(
+    world: World, run: SpawningRunner, damage: str, packed: bool
+) -> None:
+    """After a crash of the machine, whose file system has lost what was written last."""
+    releases = world.releases()
+    first = await deploy(run, releases)
+    if packed:
+        world.origin.git("gc", "--quiet", at=releases.mirror)
+    DAMAGES[damage](releases.mirror)
+    revision = world.origin.push({"other.py": "two\n"})
+    tree = await deploy(run, releases)
+    assert (tree.commit.revision, files(tree.path)) == (revision, {"app.py", "other.py"})
+    assert (first.path / "app.py").read_text() == "one\n"
+
+
+def unpack(mirror: Path) -> None:
+    [pack] = mirror.glob("objects/pack/*.pack")
+    with pack.rename(mirror / "unpacking").open("rb") as unpacking:
+        subprocess.run(["git", f"--git-dir={mirror}", "unpack-objects", "-q"], stdin=unpacking, check=True)
+    pack.with_suffix(".idx").unlink()
+
+
+@pytest.mark.parametrize("lost", ["HEAD", "HEAD^{tree}", "HEAD:app.py"])
+@pytest_twisted.ensureDeferred
+async def test_a_mirror_that_loses_an_object_between_fetch_and_checkout_is_made_anew(
+    world: World, run: SpawningRunner, lost: str
+) -> None:
+    releases = world.releases()
+    commit = await releases.fetch(run)
+    unpack(releases.mirror)
+    name = world.origin.git("rev-parse", lost)
+    (releases.mirror / "objects" / name[:2] / name[2:]).unlink()
+    assert files((await releases.take(run, commit)).path) == {"app.py"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_mirror_is_not_made_anew_for_a_trouble_of_the_remotes(world: World, run: SpawningRunner) -> None:
+    releases = world.releases()
+    await deploy(run, releases)
+    (releases.mirror / "still the same").touch()
+    for url in ("/no/such/origin.git", "http://127.0.0.1:9/x.git"):
+        with pytest.raises(StepFailed):
+            await replace(releases, url=url).fetch(run)
+    with pytest.raises(StepFailed):
+        await replace(releases, branch="none").fetch(run)
+    assert (releases.mirror / "still the same").exists()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_packs_of_many_fetches_are_made_one(
+    world: World, run: SpawningRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fetch leaves one, and git looks for an object in all of them. What was pushed by force stays, too."""
+    monkeypatch.setattr("twisted_hook.mirror.MOST_PACKS", 3)
+    releases = world.releases()
+    trees = []
+    for number in range(5):
+        world.origin.push({"app.py": f"{number}\n"})
+        trees.append(await deploy(run, releases))
+        world.origin.git("reset", "--quiet", "--hard", "HEAD~1")
+    assert len(list(releases.mirror.glob("objects/pack/*.pack"))) <= 3
+    for tree in trees:
+        again = await releases.take(run, await releases.fetch(run, tree.commit.revision))
+        assert (again.path / "app.py").read_bytes() == (tree.path / "app.py").read_bytes()
 
 
 # Taking.
@@ -367,9 +527,10 @@ react(lambda reactor: Deferred.fromCoroutine(take(SpawningRunner(reactor), world
 def assert_nothing_is_left_over(world: World) -> None:
     """Besides the releases, their commits and the link there is nothing that holds space."""
     there = {path.name for path in world.directory().iterdir() if path.name != "preparing" or any(path.iterdir())}
-    assert there <= {"commits", "current", "releases"}
+    assert there <= {"commits", "current", "indexes", "releases", "served"}
     releases = set(world.kept()) if (world.directory() / "releases").exists() else set()
     assert {path.name for path in world.directory().glob("commits/*")} == releases
+    assert {path.name for path in world.directory().glob("indexes/*")} <= releases
 
 
 @pytest_twisted.ensureDeferred
@@ -387,6 +548,107 @@ async def test_a_take_for_which_the_disk_is_too_small_leaves_nothing(world: Worl
     assert files(second.path) == {"app.py", "aaa", "large", "zzz"}
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 12345\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tree_with_a_file_that_is_kept_in_lfs_is_refused_by_its_name(world: World, run: SpawningRunner) -> None:
+    """P70: git alone would check out the pointer without a word."""
+    releases = world.releases()
+    first = await deploy(run, releases)
+    world.origin.push({".gitattributes": "*.jpg filter=lfs -text\n", "a/large photo.jpg": POINTER})
+    with pytest.raises(StepFailed, match=r"a/large photo\.jpg is kept in Git LFS, which hookdeploy does not fetch"):
+        await take(run, releases)
+    assert (world.kept(), await releases.current(run)) == ([first.release], first)
+    assert_nothing_is_left_over(world)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_file_that_is_kept_whole_despite_its_lfs_attribute_is_taken(world: World, run: SpawningRunner) -> None:
+    """As one that was uploaded on a forge's page."""
+    photo = b"\xff\xd8\0\n\0version\nno end of line"
+    (world.origin.work / "photo.jpg").write_bytes(photo)
+    world.origin.git("add", "photo.jpg")
+    world.origin.push({})
+    world.origin.push({".gitattributes": "*.jpg filter=lfs -text\n"})
+    assert ((await take(run, world.releases())).path / "photo.jpg").read_bytes() == photo
+
+
+# What all releases share, and to whom they belong.
+
+
+@pytest_twisted.ensureDeferred
+async def test_shared_paths_are_in_every_release(world: World, run: SpawningRunner) -> None:
+    releases = replace(world.releases(keep=1), shared=("media", "var/db.sqlite3", "logs"), least_index=0)
+    world.origin.push({"media/logo": "from the repository\n"})
+    for number in range(6):
+        world.origin.push({"media/logo": f"from the repository {number}\n", "number": f"{number}\n"})
+        tree = await deploy(run, releases)
+        assert (tree.path / "number").read_text() == f"{number}\n"
+        assert (tree.path / "media" / "logo").read_text() == "from the repository 0\n"
+        assert (tree.path / "logs").is_dir()
+        if number:
+            assert (tree.path / "var" / "db.sqlite3").read_text() == f"row {number - 1}\n"
+            assert (tree.path / "media" / "upload").read_text() == "of a visitor\n"
+        (tree.path / "var" / "db.sqlite3").write_text(f"row {number}\n")
+        (tree.path / "media" / "upload").write_text("of a visitor\n")
+        assert {path.name for path in world.directory().iterdir()} <= {
+            *("commits", "current", "indexes", "releases", "served", "shared", "spare")
+        }
+    assert (world.directory() / "spare" / "tree" / "media" / "logo").is_file()
+    assert not (world.directory() / "spare" / "tree" / "media").is_symlink()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_shared_path_below_a_link_of_the_repositorys_is_refused(world: World, run: SpawningRunner) -> None:
+    """P72: the release is refused before anything is written outside it."""
+    outside = world.origin.directory / "outside"
+    outside.mkdir()
+    (world.origin.work / "var").symlink_to(outside)
+    world.origin.push({})
+    with pytest.raises(StepFailed, match="var/media cannot be linked"):
+        await take(run, replace(world.releases(), shared=("var/media",)))
+    assert list(outside.iterdir()) == []
+    assert not (world.directory() / "preparing").exists()
+
+
+@by_root
+@pytest_twisted.ensureDeferred
+async def test_a_tree_is_given_to_its_user_with_what_is_shared(world: World, run: SpawningRunner) -> None:
+    """Links too, and not what they lead to."""
+    outside = world.origin.directory / "outside"
+    outside.touch()
+    (world.origin.work / "link").symlink_to(outside)
+    world.origin.push({"deep/module.py": "x\n"})
+    releases = replace(world.releases(), shared=("media", "var/logs"), owner=(NOBODY, NOBODY - 1))
+    tree = await take(run, releases)
+    shared = world.directory() / "shared"
+    (shared / "media" / "by root").touch()  # which is a person's doing, and not looked for each time
+    for path in (tree.path, *tree.path.rglob("*"), shared, shared / "media", shared / "var", shared / "var" / "logs"):
+        assert (path.lstat().st_uid, path.lstat().st_gid) == (NOBODY, NOBODY - 1), path
+    assert outside.stat().st_uid == os.geteuid()
+    await take(run, releases)
+    assert (shared / "media" / "by root").stat().st_uid == os.geteuid()
+
+
+@by_root
+@pytest_twisted.ensureDeferred
+async def test_nothing_outside_is_given_to_the_user_through_a_link_of_theirs(world: World, run: SpawningRunner) -> None:
+    """T35: what is shared is theirs, and so they can put links there."""
+    releases = replace(world.releases(), shared=("var/logs",), owner=(NOBODY, NOBODY))
+    await take(run, releases)
+    outside = world.origin.directory / "outside"
+    (outside / "logs").mkdir(parents=True)
+    var = world.directory() / "shared" / "var"
+    (var / "logs").rmdir()
+    var.rmdir()
+    var.symlink_to(outside)
+    os.chown(var, NOBODY, NOBODY, follow_symlinks=False)
+    with pytest.raises(StepFailed, match="var/logs cannot be shared, since var in"):
+        await take(run, releases)
+    assert (outside / "logs").stat().st_uid == os.geteuid()
+
+
 @dataclass
 class Limited:
     """Runs one kind of command under a limit of the system's."""
@@ -399,6 +661,19 @@ class Limited:
         if command.name == self.name:
             command = replace(command, argv=("prlimit", self.limit, *command.argv))
         return await self.run_.run(command, output=output)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_killed_hookdeploy_has_left_half_done_makes_room(world: World, run: SpawningRunner) -> None:
+    """P84: a take that was cut off, a spare that was being cleaned, and a tree that was being removed."""
+    releases = world.releases()
+    tree = await deploy(run, releases)
+    for place in ("preparing/tree", "cleaning/tree", f"doomed/{tree.release}"):
+        (world.directory() / place).mkdir(parents=True)
+        (world.directory() / place / "large").touch()
+    await releases.make_room(run)
+    assert_nothing_is_left_over(world)
+    assert await releases.current(run) == tree
 
 
 @pytest_twisted.ensureDeferred
@@ -554,30 +829,59 @@ async def test_only_the_newest_releases_are_kept(world: World, run: SpawningRunn
     for number in range(5):
         trees.append(made(world, number))
         await releases.keep(run, trees[-1])
+        await releases.retire(run, ())
     assert world.kept() == [tree.release for tree in trees[-max(2, keep) :]]  # never less than the previous one
     assert_nothing_is_left_over(world)
 
 
 @pytest_twisted.ensureDeferred
 async def test_neither_the_current_nor_the_previous_release_is_ever_retired(world: World, run: SpawningRunner) -> None:
-    """Though both are older than others: those of deployments that were cut off, or of a clock that was ahead."""
+    """Though both are older than others, by a clock that was ahead."""
     releases = world.releases(keep=1)
-    previous, newer = made(world, 4), made(world, 5)
+    newer, previous = made(world, 5), made(world, 4)
+    await releases.keep(run, newer)
     await releases.keep(run, previous)
     current = made(world, 0)
     await releases.keep(run, current)
+    await releases.retire(run, ())
     assert await releases.current(run) == current
-    assert world.kept() == [current.release, previous.release, newer.release]
+    assert await releases.kept(run) == [current, previous]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_never_served_takes_nobodys_place(world: World, run: SpawningRunner) -> None:
+    """P83: trees of deployments that were cut off, which are made once more under another name."""
+    releases = world.releases(keep=3)
+    served = [made(world, number) for number in range(3)]
+    for tree in served:
+        await releases.keep(run, tree)
+    for number in range(3, 7):
+        made(world, number)
+    await releases.retire(run, ())
+    assert world.kept() == [tree.release for tree in served]
+    assert_nothing_is_left_over(world)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_an_older_hookdeploy_served_can_be_put_back(world: World, run: SpawningRunner) -> None:
+    """It wrote down the current one alone."""
+    releases = world.releases()
+    old, new = made(world, 0), made(world, 1)
+    await releases.keep(run, old)
+    (world.directory() / "served").unlink()
+    await releases.keep(run, new)
+    await releases.retire(run, ())
+    assert await releases.kept(run) == [new, old]
 
 
 @pytest_twisted.ensureDeferred
 async def test_what_is_discarded_is_gone(world: World, run: SpawningRunner) -> None:
     releases = world.releases()
     first, second = await deploy(run, releases), await take(run, releases)
-    await releases.discard(run, second)
+    await releases.discard(run, second, ())
     assert world.kept() == [first.release]
     assert_nothing_is_left_over(world)
-    await releases.discard(run, second)
+    await releases.discard(run, second, ())
 
 
 @pytest_twisted.ensureDeferred
@@ -585,7 +889,7 @@ async def test_what_serves_is_never_discarded(world: World, run: SpawningRunner)
     """Something failed after it had become the current one."""
     releases = world.releases()
     tree = await deploy(run, releases)
-    await releases.discard(run, tree)
+    await releases.discard(run, tree, ())
     assert await releases.current(run) == tree
     assert files(tree.path) == {"app.py"}
 
@@ -596,12 +900,71 @@ async def test_an_old_release_that_cannot_be_removed_fails_nothing(world: World,
     with capturedLogs() as events:
         for number in range(4):
             tree = made(world, number)
-            await releases.keep(Limited(run, "rm", "--no-such-option"), tree)
+            await releases.keep(run, tree)
+            await releases.retire(Limited(run, "rm", "--no-such-option"), ())
             assert await releases.current(run) == tree
-    assert len(world.kept()) == 4
+    assert len(list((world.directory() / "doomed").iterdir())) == 2
     assert any("could not be removed" in str(event.get("reason")) for event in events)
-    await releases.keep(run, made(world, 4))
+    await releases.retire(run, ())
     assert len(world.kept()) == 2
+    assert_nothing_is_left_over(world)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_has_served_is_kept_and_can_be_put_back(world: World, run: SpawningRunner) -> None:
+    """One that was only prepared is not among it, and neither is one that somebody has removed."""
+    releases, trees = world.releases(), []
+    assert await releases.kept(run) == []
+    for number in range(3):
+        world.origin.push({"app.py": f"{number}\n"}, f"Say {number}")
+        trees.append(await deploy(run, releases))
+    await take(run, releases)
+    assert await releases.kept(run) == trees[::-1]
+    await releases.put_back(run, trees[0])
+    await releases.keep(run, trees[0])
+    assert await releases.current(run) == trees[0]
+    assert await releases.kept(run) == trees[::-1]
+    shutil.rmtree(trees[1].path)
+    with pytest.raises(StepFailed, match=f"release {trees[1].release} is not there any more"):
+        await releases.put_back(run, trees[1])
+    assert await releases.kept(run) == [trees[2], trees[0]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_release_of_which_nobody_knows_any_more_what_it_is_of_is_passed_over(
+    world: World, run: SpawningRunner
+) -> None:
+    """The machine lost its power, and a forced push has taken the commit from a mirror that was made anew."""
+    releases = world.releases()
+    await deploy(run, releases)
+    unknown, last = made(world, 0), await take(run, releases)
+    for tree in (unknown, last):
+        await releases.keep(run, tree)
+    (world.directory() / "commits" / unknown.release).write_text("")
+    assert unknown not in await releases.kept(run)
+    assert last in await releases.kept(run)
+
+
+@pytest_twisted.ensureDeferred
+async def test_after_a_rollback_the_good_one_before_it_stays(world: World, run: SpawningRunner) -> None:
+    releases, trees = world.releases(keep=1), [made(world, number) for number in range(5)]
+    for tree in trees:
+        await releases.keep(run, tree)
+    await releases.keep(run, trees[2])
+    await releases.retire(run, {trees[0].release})
+    assert world.kept() == [trees[number].release for number in (0, 1, 2, 4)]
+    await releases.retire(run, ())
+    assert await releases.kept(run) == [trees[4], trees[2], trees[1]]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_release_that_has_served_is_not_discarded(world: World, run: SpawningRunner) -> None:
+    """A rollback that fails: what was to be put back may be wanted once more."""
+    releases = world.releases()
+    first, second = await deploy(run, releases), await deploy(run, releases)
+    await releases.put_back(run, first)
+    await releases.discard(run, first, ())
+    assert await releases.kept(run) == [second, first]
 
 
 # What git must not run on its way.

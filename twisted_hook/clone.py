@@ -10,20 +10,26 @@ import glob
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from twisted.internet.defer import CancelledError
+
 from twisted_hook.boundaries import Checkout, CommandRunner
-from twisted_hook.commands import Ambient, Git, protocols_of, reading
+from twisted_hook.commands import GIT_TIMEOUT, Ambient, Git, protocols_of, reading
 from twisted_hook.model import CommandResult, Commit, StepFailed, Tree
 from twisted_hook.process import STDOUT_CAP
 from twisted_hook.redaction import clean
 from twisted_hook.repository import Repository, failed, git_runs_in
+from twisted_hook.served import note_served, served, write_served
 
 MOST_NAMES = 20
 """How many files a refusal names."""
+MOST_SERVED = 10
+"""How many commits that have served can be gone back to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +54,19 @@ class Clone:
     """``<state>/apps/<app>``, where copies of overwritten files go."""
     ambient: Ambient
     now: Callable[[], float]
+    timeout: float = GIT_TIMEOUT
+    """Seconds for one git command."""
 
     @property
     def repository(self) -> str:
         return str(self.path)
 
     def _git(self, protocols: str = "none") -> Repository:
-        return Repository(Git(self.ambient, self.path, protocols, in_place=True))
+        return Repository(Git(self.ambient, self.path, protocols, in_place=True, timeout=self.timeout))
 
-    async def fetch(self, run: CommandRunner) -> Commit:
+    async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
+        if revision is not None:
+            raise StepFailed("in place only the branch's tip can be deployed")
         await self._tidy_up(run)
         url = await self._git().ask(run, "remote", "get-url", "origin", failing=f"{self.path} has no remote origin")
         git = self._git(protocols_of(url.strip()))
@@ -74,50 +84,111 @@ class Clone:
         return await git.commit(run, self._tip)
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
-        status = await self._status(run)
-        if status.branch != self.branch:
-            raise StepFailed(f"{self.path} is on {status.branch or 'no branch'}, not on {self.branch}; switch it back")
+        status = await self._own_status(run)
         before = Commit(status.head, "", "")
-        self._note(self._before, f"{before.revision}\n")
-        after: Tree | None = None
+        self._note_before(before)
+        try:
+            after = await self._update(run, before, commit, status.changed) or await self._head(run)
+            await self._forget_bytecode(run, before, after.commit)
+        except (StepFailed, CancelledError):
+            with suppress(StepFailed):
+                await self._tidy_up(run)
+                await self._go_back(run)
+                self._before.unlink()  # what a person does next is not to be taken back
+            raise
+        return after
+
+    async def _update(
+        self, run: CommandRunner, before: Commit, commit: Commit, changed: tuple[str, ...]
+    ) -> Tree | None:
+        """The tree, where it is known without another look."""
         match self.update:
             case "rebase":
-                _refuse_changes(self.path, status.changed)
-                after = await self._rebase(run, before, commit)
+                _refuse_changes(self.path, changed)
+                return await self._rebase(run, before, commit)
             case "ff-only":
-                _refuse_changes(self.path, status.changed)
+                _refuse_changes(self.path, changed)
                 await self._git().ask(
                     run, "merge", "--ff-only", commit.revision, failing=f"{self.path} could not be fast-forwarded"
                 )
             case _:
-                await self._reset(run, before, commit, status.changed)
-        after = after or await self._head(run)
-        await self._forget_bytecode(run, before, after.commit)
-        return after
+                await self._reset(run, before, commit, changed)
+        return None
 
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
         """The clone is its own current tree: there is no way back to be remembered any more."""
         if _text(self._before).strip() == tree.commit.revision:  # hookdeploy died deploying, and this serves still
             await self._go_back(run)
+        for revision in (*_text(self._before).split(), tree.commit.revision):
+            note_served(self._served, revision)
+        write_served(self._served, served(self._served)[-MOST_SERVED:])
         self._before.unlink(missing_ok=True)
 
-    async def discard(self, run: CommandRunner, tree: Tree) -> None:
+    async def discard(self, run: CommandRunner, tree: Tree, in_use: Collection[str]) -> None:
         """Go back to the commit that serves: its workers load what is on disk whenever gunicorn starts one again."""
         if _text(self._before).strip() not in ("", tree.commit.revision):
             await self._go_back(run)
-            self._before.unlink(missing_ok=True)
+        self._before.unlink(missing_ok=True)
+
+    async def retire(self, run: CommandRunner, in_use: Collection[str]) -> None:
+        """There is one tree, and it stays."""
+
+    async def kept(self, run: CommandRunner) -> Sequence[Tree]:
+        """The commits that have served; one that git has let go of since is passed over."""
+        found = []
+        for revision in reversed(served(self._served)):
+            with suppress(StepFailed):
+                found.append(self._tree(await self._git().commit(run, revision)))
+        return found
+
+    async def put_back(self, run: CommandRunner, tree: Tree) -> None:
+        """Local commits stay reachable; local changes stay, or are in the way, or go where ``update`` says."""
+        await self._tidy_up(run)
+        status = await self._own_status(run)
+        before = Commit(status.head, "", "")
+        self._note_before(before)
+        if self.update == "reset":
+            await self._reset(run, before, tree.commit, status.changed)
+            await self._forget_bytecode(run, before, tree.commit)
+            return
+        await self._keep_local_commits(run, self._tip, f"refs/hookdeploy/saved/{self._stamp()}")
+        await self._reset_to(run, tree.commit.revision)
 
     async def _go_back(self, run: CommandRunner) -> None:
-        before, from_here = _text(self._before).strip(), await self._git().commit(run, "HEAD")
+        await self._reset_to(run, _text(self._before).strip())
+
+    async def _reset_to(self, run: CommandRunner, revision: str) -> None:
+        from_here = await self._git().commit(run, "HEAD")
         # --keep: what a step has changed in the clone is in the way of going back, and is not thrown away.
         await self._git().ask(
-            run, "reset", "--keep", before, failing=f"{self.path} could not be put back to {before[:7]}"
+            run, "reset", "--keep", revision, failing=f"{self.path} could not be put back to {revision[:7]}"
         )
         await self._forget_bytecode(run, from_here, await self._git().commit(run, "HEAD"))
 
-    async def current(self, run: CommandRunner) -> Tree | None:
+    async def recover(self, run: CommandRunner, serving: Tree | None) -> Tree | None:
         if self._rebasing.exists():  # hookdeploy died in the midst of it
             await self._tidy_up(run)
+        if serving is not None:
+            await self.keep(run, serving)
+        elif self._before.exists():
+            with suppress(StepFailed):  # what is there can be tried, and what served before stays noted
+                if await self._was_moved_by_us(run):
+                    await self._go_back(run)
+                self._before.unlink()
+        return await self._head(run)
+
+    async def _was_moved_by_us(self, run: CommandRunner) -> bool:
+        """Whether the clone has come to what was fetched since it was noted what served; else a person was here."""
+        has_it = [
+            (await self._git().run(run, "merge-base", "--is-ancestor", self._tip, revision)).ok
+            for revision in ("HEAD", _text(self._before).strip())
+        ]
+        return has_it == [True, False]
+
+    async def make_room(self, run: CommandRunner) -> None:
+        """Nothing to do: what it writes is in the clone, or a copy for people."""
+
+    async def current(self, run: CommandRunner) -> Tree | None:
         return await self._head(run)
 
     async def _head(self, run: CommandRunner) -> Tree:
@@ -138,6 +209,13 @@ class Clone:
             if not cache.is_symlink():
                 for bytecode in cache.glob(f"{glob.escape(module.stem)}.*.pyc"):
                     bytecode.unlink(missing_ok=True)
+
+    async def _own_status(self, run: CommandRunner) -> Status:
+        """Of a clone that is on the branch which is ours to move."""
+        status = await self._status(run)
+        if status.branch != self.branch:
+            raise StepFailed(f"{self.path} is on {status.branch or 'no branch'}, not on {self.branch}; switch it back")
+        return status
 
     async def _status(self, run: CommandRunner) -> Status:
         result = await self._git().run(
@@ -197,13 +275,13 @@ class Clone:
         return noted == [_text(rebase / name).strip() for name in ("orig-head", "onto")]
 
     async def _reset(self, run: CommandRunner, before: Commit, commit: Commit, changed: Iterable[str]) -> None:
-        stamp = f"{datetime.fromtimestamp(self.now(), UTC):%Y%m%dT%H%M%S.%fZ}"
+        stamp = self._stamp()
         coming = await self._differing(run, before, commit, "--diff-filter=A")
         try:
             self._save({*changed, *coming}, self.directory / "saved" / stamp)
         except OSError as error:
             raise StepFailed(f"{self.path} is as it was: a copy of its changes could not be kept: {error}") from error
-        await self._keep_local_commits(run, commit, f"refs/hookdeploy/saved/{stamp}")
+        await self._keep_local_commits(run, commit.revision, f"refs/hookdeploy/saved/{stamp}")
         await self._git().ask(run, "reset", "--hard", commit.revision, failing=f"{self.path} could not be reset")
 
     async def _differing(self, run: CommandRunner, old: Commit, new: Commit, *which: str) -> list[str]:
@@ -235,9 +313,12 @@ class Clone:
                 return place
         return Path(name) if (self.path / name).is_dir() else None
 
-    async def _keep_local_commits(self, run: CommandRunner, commit: Commit, ref: str) -> None:
+    def _stamp(self) -> str:
+        return f"{datetime.fromtimestamp(self.now(), UTC):%Y%m%dT%H%M%S.%fZ}"
+
+    async def _keep_local_commits(self, run: CommandRunner, theirs: str, ref: str) -> None:
         """Commits that only this clone has stay reachable under a ref of ours."""
-        ours = await self._git().run(run, "merge-base", "--is-ancestor", "HEAD", commit.revision)
+        ours = await self._git().run(run, "merge-base", "--is-ancestor", "HEAD", theirs)
         if not ours.ok:
             await self._git().ask(run, "update-ref", ref, "HEAD", failing="local commits could not be kept")
 
@@ -250,6 +331,11 @@ class Clone:
         """The locks that our commands take."""
         return ("index.lock", "HEAD.lock", f"refs/heads/{self.branch}.lock", f"{self._tip}.lock")
 
+    def _note_before(self, before: Commit) -> None:
+        """Unless there is a way that could not be gone back yet: then what served is at its end."""
+        if not self._before.exists():
+            self._note(self._before, f"{before.revision}\n")
+
     def _note(self, file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
@@ -258,6 +344,10 @@ class Clone:
     def _before(self) -> Path:
         """While a deployment is under way: the commit that served before it."""
         return self.directory / "before"
+
+    @property
+    def _served(self) -> Path:
+        return self.directory / "served"
 
     @property
     def _rebasing(self) -> Path:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -18,12 +20,16 @@ from pathlib import Path
 from twisted.logger import Logger
 
 from twisted_hook.boundaries import Checkout, CommandRunner
-from twisted_hook.commands import Ambient, Git, protocols_of, reading, removal
+from twisted_hook.commands import GIT_TIMEOUT, Ambient, handing_over, removal
+from twisted_hook.mirror import Mirror
 from twisted_hook.model import Commit, StepFailed, Tree
-from twisted_hook.repository import Repository, failed
+from twisted_hook.repository import explained, failed
+from twisted_hook.served import note_served, served, write_served
+from twisted_hook.shared import Shared, owner_of
+from twisted_hook.spare import Spare
 
-_LEFT_BY_A_KILLED_GIT = ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/*/tmp_obj_*")
-"""In a mirror: the locks are in the way for ever, and the halves of packs hold the disk for two weeks (git-gc)."""
+LEAST_INDEX = 10_000
+"""Bytes of the index of a tree that is worth a spare, about 100 files: below, a checkout takes no longer (measured)."""
 
 _log = Logger()
 
@@ -42,53 +48,26 @@ class Releases:
     keep_newest: int
     ambient: Ambient
     now: Callable[[], float]
+    shared: tuple[str, ...] = ()
+    """Paths that all releases have in common; they are in ``<state>/apps/<app>/shared``."""
+    owner: tuple[int, int] | None = None
+    """The user and the group, by their ids, to whom the trees are given; None leaves them to us."""
+    timeout: float = GIT_TIMEOUT
+    """Seconds for one git command."""
+    least_index: int = LEAST_INDEX
 
     @property
     def repository(self) -> str:
         return str(self.mirror)
 
-    @property
-    def _git(self) -> Repository:
-        return Repository(Git(self.ambient, self.mirror, protocols_of(self.url)))
-
-    @property
-    def _tip(self) -> str:
-        """Where the branch is kept in the mirror: flat, so that no branch name is in the way of another."""
-        return f"refs/hookdeploy/{self.app}"
-
-    async def fetch(self, run: CommandRunner) -> Commit:
-        await self._prepare_mirror(run)
-        branch = self.branch or await self._remote_head(run)
-        await self._git.ask(
-            run,
-            "fetch",
-            "--no-tags",
-            "--no-write-fetch-head",
-            *reading(self.url),
-            "--end-of-options",
-            self.url,
-            f"+refs/heads/{branch}:{self._tip}",
-            failing=f"branch {branch} could not be fetched",
-        )
-        return await self._git.commit(run, self._tip)
-
-    async def _prepare_mirror(self, run: CommandRunner) -> None:
-        """Make the mirror if there is none, or tidy it up: its lock is held, so that no other git is at work in it."""
-        if not (self.mirror / "objects" / "info").is_dir():  # which git init makes last
-            with _explained("the mirror could not be made"):
-                self.mirror.parent.mkdir(parents=True, exist_ok=True)
-            await self._git.ask(run, "init", "--bare", "--quiet", failing="the mirror could not be made")
-        for pattern in _LEFT_BY_A_KILLED_GIT:
-            for leftover in self.mirror.glob(pattern):
-                leftover.unlink(missing_ok=True)
-
-    async def _remote_head(self, run: CommandRunner) -> str:
-        asking = ("ls-remote", "--symref", *reading(self.url), "--end-of-options", self.url, "HEAD")
-        said = await self._git.ask(run, *asking, failing="the remote could not be asked")
-        found = re.match("ref: refs/heads/([^\t\n]+)\tHEAD", said)
-        if found is None:
-            raise StepFailed('the remote\'s HEAD names no branch; name one: branch = "…"')
-        return found[1]
+    async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
+        tip = await self._mirror.fetch(run)
+        if revision is None:
+            return tip
+        unknown = f"there is no commit {revision} in the repository"
+        if re.fullmatch("[0-9a-f]{4,64}", revision) is None:
+            raise StepFailed(unknown)
+        return await self._mirror.repository.commit(run, revision, failing=unknown)
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         """Check the commit out into a directory that gets its name only when it is complete."""
@@ -96,47 +75,102 @@ class Releases:
         preparing = self.directory / "preparing"
         await self._remove(run, preparing)
         try:
-            with _explained(f"{commit.revision[:7]} could not be checked out"):
-                (preparing / "tree").mkdir(parents=True)
-                await self._check_out(run, commit, preparing)
-                return self._name(preparing, commit)
+            with explained(f"{commit.revision[:7]} could not be checked out"):
+                if self.owner is not None or not await self._spare.bring_forward(run, commit, preparing):
+                    await self._check_out(run, commit, preparing)
+                self._shared.link_into(preparing / "tree", preparing / "replaced")
+                await self._hand_over(run, preparing / "tree")
+                tree = self._name(preparing, commit)
+                await self._remove(run, preparing / "replaced")
+                shutil.rmtree(preparing)  # which holds a few files at most
+                return tree
         except StepFailed:
             await self._remove(run, preparing)  # it may be what fills the disk
             raise
 
     async def _check_out(self, run: CommandRunner, commit: Commit, preparing: Path) -> None:
-        await self._git.ask(
-            run,
-            f"--work-tree={preparing / 'tree'}",
-            *("read-tree", "--reset", "-u", commit.revision),
-            env={"GIT_INDEX_FILE": str(preparing / "index")},
-            failing=f"{commit.revision[:7]} could not be checked out",
+        await self._remove(run, preparing)
+        (preparing / "tree").mkdir(parents=True)
+        await self._mirror.check_out(run, commit, preparing / "tree", preparing / "index")
+
+    async def _hand_over(self, run: CommandRunner, tree: Path) -> None:
+        """Give the tree to the app's own user, and what is shared if something of it is not theirs yet.
+
+        That as a whole: it is reached by no directory of theirs, which they might exchange for a link.
+        """
+        if self.owner is None:
+            return
+        shared = self._shared
+        places = [shared.directory, *shared.places] if self.shared else []
+        is_new = any(owner_of(place) not in (None, self.owner) for place in places)
+        result = await run.run(
+            handing_over(self.ambient.path, self.owner, tree, *((shared.directory,) if is_new else ()))
         )
+        if not result.ok:
+            raise failed("the tree could not be given to the app's user", result)
 
     def _name(self, preparing: Path, commit: Commit) -> Tree:
         release = self._new_id(commit)
         tree = Tree(self._releases / release, commit, release)
-        self._releases.mkdir(exist_ok=True)
-        self._record(release).parent.mkdir(exist_ok=True)
-        self._record(release).write_text(json.dumps(asdict(commit)))
+        for directory in (self._releases, self._commits, self._indexes):
+            directory.mkdir(exist_ok=True)
+        (self._commits / release).write_text(json.dumps(asdict(commit)))
+        (preparing / "index").rename(self._indexes / release)
         (preparing / "tree").rename(tree.path)
-        (preparing / "index").unlink()
-        preparing.rmdir()
         return tree
 
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
         self._refuse_a_real_current()
-        previous = self._current_release()
-        with _explained(f"{self._link} could not be changed"):
+        with explained(f"{self._link} could not be changed"):
+            for release in (
+                self._current_release(),
+                tree.release,
+            ):  # an older hookdeploy wrote down the current one alone
+                if release is not None:
+                    note_served(self._served, release)
             new = self.directory / "current.new"
             new.unlink(missing_ok=True)
             new.symlink_to(Path("releases") / tree.release)
             new.replace(self._link)
-        await self._retire(run, {tree.release, previous})
 
-    async def discard(self, run: CommandRunner, tree: Tree) -> None:
-        if tree.release != self._current_release():
-            await self._remove(run, tree.path, self._record(tree.release))
+    async def discard(self, run: CommandRunner, tree: Tree, in_use: Collection[str]) -> None:
+        """One that has served is not discarded, but retired when its time has come; and so is one in use."""
+        needed = (*served(self._served), self._current_release(), *in_use)
+        if tree.release in needed or not tree.path.is_dir():
+            return
+        with explained(f"{tree.path} could not be removed"):
+            if self._makes_a_spare(tree.release) and not self._spare.directory.exists():  # it may have been one
+                await self._make_spare(run, tree.release)
+            self._doom(tree.release)
+        await self._remove(run, self._doomed)
+
+    async def kept(self, run: CommandRunner) -> Sequence[Tree]:
+        """In the order in which they began to serve, which is that of their ids unless a clock was put back.
+
+        One of which nobody knows any more what it is of is passed over.
+        """
+        found = []
+        for name in reversed(served(self._served)):
+            if (self._releases / name).is_dir():
+                with suppress(StepFailed):
+                    found.append(Tree(self._releases / name, await self._commit_of(run, name), name))
+        return found
+
+    async def put_back(self, run: CommandRunner, tree: Tree) -> None:
+        """It lies there as it was; only somebody's tidying up can be in the way."""
+        if not tree.path.is_dir():
+            raise StepFailed(f"release {tree.release} is not there any more: {tree.path}")
+
+    async def recover(self, run: CommandRunner, serving: Tree | None) -> Tree | None:
+        if serving is not None:
+            await self.keep(run, serving)  # it may have been cut off before it could be made the current one
+        return await self.current(run)
+
+    async def make_room(self, run: CommandRunner) -> None:
+        try:
+            await self._remove(run, self.directory / "preparing", self.directory / "cleaning", self._doomed)
+        except StepFailed as problem:
+            _log.warn("{app}: {reason}", app=self.app, reason=problem.reason)
 
     async def current(self, run: CommandRunner) -> Tree | None:
         release = self._current_release()
@@ -146,19 +180,83 @@ class Releases:
 
     async def _commit_of(self, run: CommandRunner, release: str) -> Commit:
         try:
-            return Commit(**json.loads(self._record(release).read_text()))
+            return Commit(**json.loads((self._commits / release).read_text()))
         except (OSError, ValueError, TypeError):  # a crash of the machine, or somebody's tidying up
-            return await self._git.commit(run, release.rpartition("-")[2])
+            return await self._mirror.repository.commit(run, release.rpartition("-")[2])
 
-    async def _retire(self, run: CommandRunner, wanted: set[str | None]) -> None:
-        """Remove old releases. One that cannot be removed is no failure: the next time may be luckier."""
-        names = sorted(path.name for path in self._releases.iterdir())
-        for name in names[: -self.keep_newest]:
-            if name not in wanted:
-                try:
-                    await self._remove(run, self._releases / name, self._record(name))
-                except StepFailed as problem:
-                    _log.warn("{app}: {reason}", app=self.app, reason=problem.reason)
+    async def retire(self, run: CommandRunner, in_use: Collection[str]) -> None:
+        """Make a spare of the newest that nobody needs, and remove the others.
+
+        What cannot be removed, or made clean, is no failure: the next time may be luckier.
+        """
+        try:
+            with explained("old releases could not be retired"):
+                names = self._unneeded(in_use)
+                if names and self._makes_a_spare(names[-1]):
+                    await self._make_spare(run, names.pop())
+                for name in names:
+                    self._doom(name)
+                self._forget_those_gone()
+            await self._remove(run, self._doomed)
+            await self._mirror.tidy(run)
+        except StepFailed as problem:
+            _log.warn("{app}: {reason}", app=self.app, reason=problem.reason)
+
+    def _unneeded(self, in_use: Collection[str]) -> list[str]:
+        """The releases to retire, oldest first: neither current, nor the one that served before that, nor in use.
+
+        Of the others the newest stay that have served; what has not was cut off, and is made anew.
+        """
+        names = sorted(path.name for path in self._releases.iterdir()) if self._releases.is_dir() else []
+        current = self._current_release()
+        good = [name for name in served(self._served) if name in names]
+        previous = good[good.index(current) - 1 : good.index(current)] if current in good else good[-1:]
+        wanted = {current, *previous, *in_use, *good[-self.keep_newest :]}
+        return [name for name in names if name not in wanted]
+
+    def _makes_a_spare(self, release: str) -> bool:
+        """A small tree is sooner checked out than brought forward, and one of another user's may be being changed."""
+        index, owner = self._indexes / release, owner_of(self._releases / release)
+        is_ours = self.owner is None and owner is not None and owner[0] == os.geteuid()
+        return is_ours and index.is_file() and index.stat().st_size >= self.least_index
+
+    async def _make_spare(self, run: CommandRunner, release: str) -> None:
+        """It is in the way of nobody under any of the names that it has until it is whole."""
+        cleaning = self.directory / "cleaning"
+        await self._remove(run, cleaning)
+        commit = await self._commit_of(run, release)
+        cleaning.mkdir()
+        (self._releases / release).rename(cleaning / "tree")
+        (self._indexes / release).rename(cleaning / "index")
+        try:
+            whole = await self._spare.clean(run, cleaning, commit)
+        except StepFailed as problem:
+            _log.info("{app}: {reason}", app=self.app, reason=problem.reason)
+            whole = False
+        self._doomed.mkdir(exist_ok=True)
+        if not whole:
+            cleaning.rename(self._doomed / release)
+            return
+        if self._spare.directory.exists():
+            self._spare.directory.rename(self._doomed / f"spare-{release}")
+        cleaning.rename(self._spare.directory)
+
+    def _doom(self, release: str) -> None:
+        """Take a release's name away first: half of a tree must never be found under it."""
+        self._doomed.mkdir(exist_ok=True)
+        if (self._releases / release).exists():
+            (self._releases / release).rename(self._doomed / release)
+        for directory in (self._commits, self._indexes):
+            (directory / release).unlink(missing_ok=True)
+
+    def _forget_those_gone(self) -> None:
+        for directory in (self._commits, self._indexes):
+            for file in directory.iterdir() if directory.is_dir() else ():
+                if not (self._releases / file.name).exists():
+                    file.unlink()
+        there = [name for name in served(self._served) if (self._releases / name).exists()]
+        if there != served(self._served):
+            write_served(self._served, there)
 
     async def _remove(self, run: CommandRunner, *paths: Path) -> None:
         """Remove trees without holding the reactor up."""
@@ -184,8 +282,18 @@ class Releases:
         if self._link.exists() and not self._link.is_symlink():
             raise StepFailed(f"{self._link} is a real directory; hookdeploy needs that name for its link: move it away")
 
-    def _record(self, release: str) -> Path:
-        return self.directory / "commits" / release
+    @property
+    def _mirror(self) -> Mirror:
+        """The ref is flat, so that no branch name is in the way of another."""
+        return Mirror(self.url, self.branch, self.mirror, f"refs/hookdeploy/{self.app}", self.ambient, self.timeout)
+
+    @property
+    def _spare(self) -> Spare:
+        return Spare(self._mirror, self.directory / "spare")
+
+    @property
+    def _shared(self) -> Shared:
+        return Shared(self.directory / "shared", self.shared, guarded=self.owner is not None)
 
     @property
     def _link(self) -> Path:
@@ -195,14 +303,23 @@ class Releases:
     def _releases(self) -> Path:
         return self.directory / "releases"
 
+    @property
+    def _commits(self) -> Path:
+        """What each release is of."""
+        return self.directory / "commits"
 
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turns what the disk refuses into a failure of the deployment."""
-    try:
-        yield
-    except OSError as error:
-        raise StepFailed(f"{what}: {error.strerror}: {error.filename}") from error
+    @property
+    def _indexes(self) -> Path:
+        """git's index of each release: what its files were when they were written."""
+        return self.directory / "indexes"
+
+    @property
+    def _served(self) -> Path:
+        return self.directory / "served"
+
+    @property
+    def _doomed(self) -> Path:
+        return self.directory / "doomed"
 
 
 def mirror_name(url: str) -> str:

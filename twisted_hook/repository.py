@@ -6,7 +6,8 @@ Touches one repository through a ``CommandRunner``. Which commit is to be had, a
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ _EXPLANATIONS = (
     ("couldn't find remote ref", "ref gone: the remote has no such branch"),
     ("does not appear to be a git repository", "there is no git repository at the remote's address"),
     ("repository not found", "there is no such repository, or the key may not read it"),
+    ("/' not found", "there is no such repository, or it is private: then the remote wants a key or a password"),
     ("connection refused", "the remote refused the connection"),
     ("connection timed out", "the remote did not answer"),
     ("operation too slow", "the remote answered too slowly"),
@@ -40,10 +42,36 @@ _EXPLANATIONS = (
     ("disk quota exceeded", "the disk is full"),
     ("would be overwritten", "files in the clone are in the way"),
     ("would lose untracked files", "files in the clone are in the way"),
+    ("' not uptodate. cannot merge", "local changes are in the way"),
     ("not possible to fast-forward", "the clone and the remote have gone different ways"),
     (".lock': file exists", "another git command holds a lock there"),
     ("conflict (", "its local commits conflict with those of the remote"),
 )
+
+
+_DAMAGE = (
+    "is corrupt",
+    "object file ",
+    "is far too short",
+    "does not match index",
+    "bad object",
+    "bad tree object",
+    "failed to unpack tree object",
+    "invalid object",
+    "unable to read tree",
+    "unable to read sha1",
+    "failed to read object",
+    "missing blob",
+    "missing tree",
+    "could not parse",
+    "data stream error",
+    "unresolved delta",
+    "did not send all necessary objects",
+    "not a git repository",
+    "bad config line",
+    "bad signature",
+)
+"""What git says of a repository in which something is missing or not as it was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +91,8 @@ class Repository:
             raise failed(failing, result)
         return result.stdout.decode("utf-8", "replace")
 
-    async def commit(self, run: CommandRunner, ref: str) -> Commit:
-        """The commit of a full ref name, or of ``HEAD``."""
+    async def commit(self, run: CommandRunner, ref: str, *, failing: str | None = None) -> Commit:
+        """The commit of a full ref name, of ``HEAD``, or of an id or the beginning of one."""
         said = await self.ask(
             run,
             "log",
@@ -74,7 +102,7 @@ class Repository:
             "--end-of-options",
             f"{ref}^{{commit}}",
             "--",
-            failing=f"{ref} names no commit",
+            failing=failing or f"{ref} names no commit",
         )
         revision, author, subject, *_ = (*said.rstrip("\n").split("\x00"), "", "")
         if re.fullmatch("[0-9a-f]{40}(?:[0-9a-f]{24})?", revision) is None:
@@ -98,6 +126,24 @@ def git_runs_in(directory: Path) -> bool:
 
 def failed(what: str, result: CommandResult) -> StepFailed:
     """The failure of a git command, explained where its words are known."""
+    pointer = re.search("fatal: (.+): smudge filter lfs failed", result.tail)
+    if pointer is not None:
+        return StepFailed(f"{what}: {pointer[1]} is kept in Git LFS, which hookdeploy does not fetch", tail=result.tail)
     said = result.tail.lower()
     explanation = next((words for sign, words in _EXPLANATIONS if sign in said), result.verdict)
     return StepFailed(f"{what}: {explanation}", tail=result.tail)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns what the disk refuses into a failure of the deployment."""
+    try:
+        yield
+    except OSError as error:
+        raise StepFailed(f"{what}: {error.strerror}: {error.filename}") from error
+
+
+def is_damage(problem: StepFailed) -> bool:
+    """Whether a git command failed since its own repository is damaged; the remote's troubles are its own."""
+    ours = [line for line in problem.tail.lower().splitlines() if not line.startswith("remote:")]
+    return any(sign in line for line in ours for sign in _DAMAGE)

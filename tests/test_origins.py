@@ -1,0 +1,93 @@
+"""Origins that refuse, over the transports that people use: what is said of them, and that nobody is asked."""
+# pytest-twisted has no types.
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.defer import maybeDeferred
+from twisted.internet.endpoints import TCP4ServerEndpoint
+from twisted.web.resource import Resource
+from twisted.web.server import Request, Site
+
+from tests.gitorigin import Origin, ambient
+from twisted_hook.model import StepFailed
+from twisted_hook.process import SpawningRunner
+from twisted_hook.releases import Releases
+
+
+class Answering(Resource):
+    """Answers every request with one status, and asks for a password where that is its meaning."""
+
+    isLeaf = True  # noqa: N815 - Twisted's name
+
+    def __init__(self, status: int) -> None:
+        super().__init__()
+        self.status = status
+
+    def render(self, request: Request) -> bytes:
+        request.setResponseCode(self.status)
+        request.setHeader(b"WWW-Authenticate", b'Basic realm="git"')
+        return b"no"
+
+
+def releases(directory: Path, url: str, *, timeout: float = 60.0) -> Releases:
+    return Releases(
+        app="blog",
+        url=url,
+        branch="main",
+        directory=directory / "apps" / "blog",
+        mirror=directory / "mirrors" / "blog.git",
+        keep_newest=5,
+        ambient=ambient(directory),
+        now=lambda: 1_790_000_000.0,
+        timeout=timeout,
+    )
+
+
+@asynccontextmanager
+async def origin_answering(status: int) -> AsyncIterator[str]:
+    """The URL of a repository on a web server that answers like this."""
+    port = await TCP4ServerEndpoint(reactor, 0, interface="127.0.0.1").listen(Site(Answering(status)))
+    try:
+        yield f"http://127.0.0.1:{port.getHost().port}/acme/blog.git"
+    finally:
+        await maybeDeferred(port.stopListening)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [(401, "authentication"), (403, "authentication"), (404, "there is no such repository")],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_a_web_server_refuses_is_said_in_words_and_nobody_is_asked(
+    tmp_path: Path, status: int, words: str
+) -> None:
+    """P63: no prompt, and no wait for one."""
+    async with origin_answering(status) as url:
+        with pytest.raises(StepFailed) as failed:
+            await releases(tmp_path, url).fetch(SpawningRunner(reactor))
+    assert failed.value.summary.startswith("branch main could not be fetched: ")
+    assert words in failed.value.summary
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_origin_that_says_nothing_is_given_up_at_the_limit_and_the_next_deployment_works(
+    tmp_path: Path,
+) -> None:
+    """P64."""
+    origin = Origin.create(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        waiting = releases(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/blog.git", timeout=0.5)
+        with pytest.raises(StepFailed) as failed:
+            await waiting.fetch(SpawningRunner(reactor))
+    assert failed.value.summary == "branch main could not be fetched: timeout after 0.5 s"
+    tip = await releases(tmp_path, origin.url).fetch(SpawningRunner(reactor))
+    assert tip.revision == origin.git("rev-parse", "HEAD").strip()
