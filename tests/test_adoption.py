@@ -25,23 +25,29 @@ from tests import wsgiapps
 from tests.wsgiapps import PATIENCE, REACTOR, Load, Site, ask, site, soon, until
 from twisted_hook import serverrecords
 from twisted_hook.adoption import AdoptedServer
+from twisted_hook.generation import ServerProcess
 from twisted_hook.model import Launch, StepFailed
+from twisted_hook.serverrecords import State
 
 FIRST_LIFE = """
 import pickle, socket, sys, time
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
-from twisted_hook.appserver import GunicornServer
+from twisted_hook.appserver import SocketServer
 
-app, descriptor, records, log, launches = pickle.load(sys.stdin.buffer)
-server = GunicornServer(
+app, descriptor, records, log, probation, launches = pickle.load(sys.stdin.buffer)
+server = SocketServer(
     reactor, app=app, listener=socket.socket(fileno=descriptor), records=records, log=log, now=time.time, shown=str
 )
 
 async def live():
     for launch in launches:
-        await server.swap(launch, lambda phase: None)
+        await server.swap(launch, entered, probation=probation)
         print("serves", flush=True)
+
+def entered(phase):
+    if phase == "probation":
+        reactor.callLater(0, print, "on probation", flush=True)
 
 reactor.callWhenRunning(lambda: Deferred.fromCoroutine(live()))
 reactor.run()
@@ -52,7 +58,7 @@ reactor.run()
 class FirstLife:
     """A process that swaps to one launch after another, with the site's socket and records."""
 
-    def __init__(self, blog: Site, *launches: Launch) -> None:
+    def __init__(self, blog: Site, *launches: Launch, probation: float = 0.0) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-c", FIRST_LIFE],
             stdin=subprocess.PIPE,
@@ -61,14 +67,18 @@ class FirstLife:
         )
         assert self._process.stdin is not None
         app = dataclasses.replace(blog.app, env={})  # its own kind of mapping cannot be written down
-        told = (app, blog.listener.fileno(), blog.records, blog.log, launches)
+        told = (app, blog.listener.fileno(), blog.records, blog.log, probation, launches)
         self._process.stdin.write(pickle.dumps(told))
         self._process.stdin.close()
 
     async def serves(self, times: int = 1) -> None:
         """Wait until it has swapped so many times."""
         for _ in range(times):
-            assert await deferToThread(self._line) == b"serves\n"
+            await self.says("serves")
+
+    async def says(self, line: str) -> None:
+        """Wait until it says this."""
+        assert await deferToThread(self._line) == f"{line}\n".encode()
 
     def _line(self) -> bytes:
         stdout = self._process.stdout
@@ -84,8 +94,8 @@ class FirstLife:
 
 
 @asynccontextmanager
-async def lived(blog: Site, *launches: Launch) -> AsyncIterator[FirstLife]:
-    life = FirstLife(blog, *launches)
+async def lived(blog: Site, *launches: Launch, probation: float = 0.0) -> AsyncIterator[FirstLife]:
+    life = FirstLife(blog, *launches, probation=probation)
     try:
         yield life
     finally:
@@ -102,6 +112,11 @@ async def leave_behind(blog: Site, *launches: Launch) -> list[int]:
 def masters(blog: Site) -> list[int]:
     """The recorded servers that run, the oldest first."""
     return [record.pid for record in serverrecords.alive(blog.records)]
+
+
+def states(blog: Site) -> list[State]:
+    """How far the recorded servers have come, the oldest first."""
+    return [record.state for record in serverrecords.alive(blog.records)]
 
 
 def adopt(blog: Site) -> Launch | None:
@@ -201,7 +216,9 @@ async def test_an_adopted_server_is_stopped_in_order_and_leaves_nothing(tmp_path
         slow = deferToThread(ask, blog.address, "/slow")
         await until((launch.tree.path / "slow-begun").exists)
         stopping = Deferred.fromCoroutine(blog.server.stop())
-        await until(lambda: any(record.draining for record in serverrecords.alive(blog.records)), "the drain")
+        await until(
+            lambda: any(record.state is State.DRAINING for record in serverrecords.alive(blog.records)), "the drain"
+        )
         (launch.tree.path / "slow-may-end").touch()
         assert await soon(slow) == "one"
         await soon(stopping)
@@ -240,6 +257,32 @@ def let_go(server: Any) -> None:
     for process in server._alive:
         REACTOR.removeReader(process)
         os.close(process.fileno())
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_program_is_adopted_swapped_and_stopped(tmp_path: Path) -> None:
+    async with site(tmp_path, command=(sys.executable, "wsgi.py", "{fd}")) as blog:
+        launch = blog.launch(wsgiapps.COMMAND)
+        [pid] = await leave_behind(blog, launch)
+        assert adopt(blog) == launch
+        assert not blog.server.outdated
+        async with Load(blog.address, clients=2) as load:
+            await blog.serve(blog.launch(wsgiapps.COMMAND, text="two"))
+            await until(lambda: pid not in blog.processes(), "the end of the adopted one")
+        assert load.failures == []
+        assert await blog.get() == "two"
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_program_on_probation_drains(tmp_path: Path) -> None:
+    async with site(tmp_path, command=(sys.executable, "wsgi.py", "{fd}")) as blog:
+        first, second = blog.launch(wsgiapps.COMMAND), blog.launch(wsgiapps.COMMAND, text="two")
+        async with lived(blog, first, second, probation=600.0) as life:
+            await life.serves()
+            await life.says("on probation")
+        assert adopt(blog) == first
+        await until(lambda: len(blog.processes()) == 1, "the end of the one on probation")
+        assert await blog.get() == "one"
 
 
 # --- what else may be found
@@ -290,6 +333,61 @@ async def test_of_two_that_serve_the_older_one_drains(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_one_on_probation_drains_and_the_older_one_serves_on(tmp_path: Path) -> None:
+    """P83."""
+    async with site(tmp_path) as blog:
+        first, second = blog.launch(), blog.launch(text="two")
+        async with lived(blog, first, second, probation=600.0) as life:
+            await life.serves()
+            await life.says("on probation")
+            async with Load(blog.address) as load:
+                await load.sees("one")
+                await load.sees("two")
+                assert states(blog) == [State.SERVING, State.PROBATION]
+                life.kill()
+                old, new = masters(blog)
+                assert adopt(blog) == first
+                assert blog.server.status.pid == old
+                assert states(blog) == [State.SERVING, State.DRAINING]
+                await until(lambda: new not in blog.processes(), "the end of the one on probation")
+            assert load.failures == []
+        await only(blog, old)
+        assert await blog.get() == "one"
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_on_probation_ends_with_its_hookdeploy_and_the_older_one_is_adopted(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        first = blog.launch()
+        async with lived(blog, first, blog.launch(text="two"), probation=600.0) as life:
+            await life.serves()
+            await life.says("on probation")
+        old, _ = masters(blog)
+        await until(lambda: masters(blog) == [old], "the end of the newer one")
+        assert adopt(blog) == first
+        assert states(blog) == [State.SERVING]
+        assert await blog.get() == "one"
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_serves_is_on_disk_before_the_older_one_is_asked_to_end(tmp_path: Path) -> None:
+    """P83: killed between the two, the newest serves."""
+    async with site(tmp_path) as blog:
+        written: list[list[State]] = []
+        await blog.serve()
+        drain = ServerProcess.drain
+
+        def drained(server: ServerProcess) -> None:
+            written.append(states(blog))
+            drain(server)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ServerProcess, "drain", drained)
+            await blog.serve(blog.launch(text="two"), probation=0.01)
+        assert written == [[State.SERVING, State.SERVING]]
+
+
+@pytest_twisted.ensureDeferred
 async def test_one_that_was_draining_goes_on_draining(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
         first, second = blog.launch(), blog.launch(text="two")
@@ -299,7 +397,7 @@ async def test_one_that_was_draining_goes_on_draining(tmp_path: Path) -> None:
             await until((first.tree.path / "slow-begun").exists)
             await life.serves(2)
         old, new = masters(blog)
-        assert [record.draining for record in serverrecords.alive(blog.records)] == [True, False]
+        assert states(blog) == [State.DRAINING, State.SERVING]
         assert adopt(blog) == second
         assert blog.server.status.pid == new
         assert await blog.get() == "two"
@@ -345,6 +443,19 @@ async def test_an_adopted_server_is_outdated_once_the_app_is_configured_otherwis
 
 
 @pytest_twisted.ensureDeferred
+async def test_an_adopted_server_is_outdated_once_it_is_to_run_as_somebody_else(tmp_path: Path) -> None:
+    """It may run as root still."""
+    async with site(tmp_path) as blog:
+        await leave_behind(blog, blog.launch())
+        mine = blog.app
+        blog.app = dataclasses.replace(mine, user="nobody")
+        adopt(blog)
+        assert blog.server.outdated
+        blog.server.configure(mine, blog.listener.dup())
+        assert not blog.server.outdated
+
+
+@pytest_twisted.ensureDeferred
 async def test_an_adopted_server_is_not_outdated_if_nothing_has_changed(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
         await leave_behind(blog, blog.launch())
@@ -360,3 +471,56 @@ async def test_who_has_just_gone_cannot_be_adopted(tmp_path: Path) -> None:
         orders = blog.server._orders(blog.launch())
         with pytest.raises(ProcessLookupError):
             AdoptedServer(REACTOR, orders, gone.pid)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_was_started_in_this_life_is_not_adopted(tmp_path: Path) -> None:
+    """A reload after a first deployment that failed: two would wait for one end, and one of them in vain."""
+    async with site(tmp_path) as blog:
+        await blog.serve(blog.launch(wsgiapps.GOOD))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ServerProcess, "_signal", lambda server, name: None)  # it takes its time
+            await blog.serve(blog.launch(text="two"))
+        before = set(blog.server._alive)
+        assert len(before) == 2
+        launch = blog.server.launch
+        assert blog.server.adopt() == launch
+        assert blog.server._alive == before
+        (old,) = [each for each in before if each is not blog.server._serving]
+        old.terminate()
+        await until(lambda: len(blog.processes()) == 2, "the end of the older one")
+
+
+DIES_BEFORE_IT_WRITES = """
+from twisted_hook.generation import ServerProcess
+from twisted_hook.serverrecords import State
+write = ServerProcess._write_record
+
+def write_or_die(server, state):
+    if server.release == "release-2" and state is State.CANDIDATE:
+        print("dies", flush=True)
+        time.sleep(1000)
+    write(server, state)
+
+ServerProcess._write_record = write_or_die
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_any_program_ends_that_was_started_and_not_written_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P83: nobody would ever find it, and it would serve beside the others."""
+    monkeypatch.setattr(
+        "tests.test_adoption.FIRST_LIFE", FIRST_LIFE.replace("app, desc", f"{DIES_BEFORE_IT_WRITES}\napp, desc")
+    )
+    async with site(tmp_path, command=(sys.executable, "wsgi.py", "{fd}")) as blog:
+        first, second = blog.launch(wsgiapps.COMMAND), blog.launch(wsgiapps.COMMAND, text="two")
+        async with lived(blog, first, second) as life:
+            await life.serves()
+            await life.says("dies")
+        assert adopt(blog) == first
+        old = blog.server.status.pid
+        await until(lambda: blog.processes() == [old], "the end of the other one")
+        for _ in range(10):
+            assert await blog.get() == "one"

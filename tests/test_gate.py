@@ -7,6 +7,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import struct
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +20,7 @@ from twisted.internet.interfaces import IProcessTransport
 from tests.wsgiapps import ASYNCHRONOUS, GOOD, REACTOR, Site, site, soon, until
 from twisted_hook.generation import LIFELINE, REPORTS, ServerProcess
 from twisted_hook.model import Launch, Phase, StepFailed
+from twisted_hook.sockets import BACKLOG
 
 WRITES_ITS_HOOKS = """
 def note(*what):
@@ -26,6 +30,8 @@ def note(*what):
 def on_starting(server): note("on_starting")
 def when_ready(server): note("when_ready")
 def post_worker_init(worker): note("post_worker_init")
+def post_request(worker, request): note("post_request")
+def worker_exit(server, worker): note("worker_exit")
 def child_exit(server, worker): note("child_exit")
 def on_exit(server): note("on_exit")
 """
@@ -34,6 +40,8 @@ TAKES_THE_SERVER_AWAY = """
 import json as os, time as select
 
 daemon = True
+check_config = True
+print_config = True
 reload = True
 reuse_port = True
 pidfile = "server.pid"
@@ -47,7 +55,8 @@ _report = _chain = _problem = _ask = _wait_at_the_gate = _lifeline_has_ended = N
 
 def when_ready(server):
     import json
-    names = ["daemon", "reload", "reuse_port", "pidfile", "bind", "control_socket_disable", "keepalive"]
+    names = ["daemon", "check_config", "print_config"]
+    names += ["reload", "reuse_port", "pidfile", "bind", "control_socket_disable", "keepalive"]
     with open("seen", "w") as file:
         json.dump({name: getattr(server.cfg, name) for name in names}, file)
 """
@@ -69,6 +78,12 @@ def answering(status: str) -> str:
     return f"def application(environ, start_response):\n    start_response({status!r}, [])\n    return [b'']\n"
 
 
+def longest_queue(listener: socket.socket) -> int:
+    """How many connections may wait in a listening socket: its ``tcpi_sacked`` (tcp_info of linux/tcp.h)."""
+    info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    return int.from_bytes(info[28:32], sys.byteorder)
+
+
 async def why_not(blog: Site, launch: Launch) -> StepFailed:
     """How the launch of something that cannot serve ends."""
     with pytest.raises(StepFailed) as caught:
@@ -86,7 +101,72 @@ async def test_the_hooks_of_the_apps_own_configuration_run(tmp_path: Path) -> No
         launch = await blog.serve(blog.launch(files={"gunicorn.conf.py": WRITES_ITS_HOOKS}))
         hooks = launch.tree.path / "hooks"
         assert hooks.read_text().split() == ["on_starting", "when_ready", "post_worker_init"]
-    assert hooks.read_text().split()[3:] == ["child_exit", "on_exit"]
+        await blog.get()
+    assert hooks.read_text().split()[3:] == ["post_request", "worker_exit", "child_exit", "on_exit"]
+
+
+EVERY_HOOK = """
+def note(what):
+    with open("hooks", "a") as file:
+        print(what, file=file)
+
+def on_starting(server): note("on_starting")
+def when_ready(server): note("when_ready")
+def pre_fork(server, worker): note("pre_fork")
+def post_fork(server, worker): note("post_fork")
+def post_worker_init(worker): note("post_worker_init")
+def pre_request(worker, request): note("pre_request " + request.path)
+def post_request(worker, request, environ, response): note("post_request")
+def worker_exit(server, worker): note("worker_exit")
+def child_exit(server, worker): note("child_exit")
+def nworkers_changed(server, new_value, old_value): note("nworkers_changed")
+def on_exit(server): note("on_exit")
+"""
+HOOKS_OF_A_LIFE = [
+    *("on_starting", "when_ready", "pre_fork", "post_fork", "post_worker_init"),
+    *("pre_request /seen", "post_request", "worker_exit", "child_exit", "on_exit"),
+]
+
+
+@pytest.mark.parametrize(("worker", "source"), [("sync", GOOD), ("gthread", GOOD), ("asgi", ASYNCHRONOUS)])
+@pytest_twisted.ensureDeferred
+async def test_every_hook_of_the_apps_own_configuration_runs_once(tmp_path: Path, worker: str, source: str) -> None:
+    """Ours are chained before or behind it."""
+    configuration = f'{EVERY_HOOK}\nworker_class = "{worker}"\n'
+    async with site(tmp_path) as blog:
+        launch = await blog.serve(blog.launch(source, files={"gunicorn.conf.py": configuration}))
+        assert await blog.get("/seen") == "one"
+    said = (launch.tree.path / "hooks").read_text().splitlines()
+    assert [hook for hook in said if hook != "nworkers_changed"] == HOOKS_OF_A_LIFE
+
+
+HARMLESS = {
+    "raw_env": 'raw_env = ["COLOUR=green", "LISTEN_FDS=3"]',
+    "max_requests": "max_requests = 2",
+    "worker_tmp_dir": 'worker_tmp_dir = "/dev/shm"',
+    "chdir": 'import os\nos.makedirs("sub", exist_ok=True)\nchdir = "sub"',
+    "pythonpath": 'pythonpath = "lib"',
+    "logconfig_dict": 'logconfig_dict = {"version": 1, "disable_existing_loggers": True}',
+    "errorlog": 'errorlog = "err.log"\ncapture_output = True',
+    "umask": "umask = 0o077",
+    "backlog": "backlog = 1",
+    "timeout": "timeout = 1",
+    "no timeout": "timeout = 0",
+    "another app": 'wsgi_app = "other:application"',
+    "another shared socket": 'control_socket = "gunicorn.ctl"',
+    "threads": "threads = 2",
+}
+
+
+@pytest.mark.parametrize("configuration", HARMLESS.values(), ids=HARMLESS.keys())
+@pytest_twisted.ensureDeferred
+async def test_what_else_the_apps_own_configuration_sets_is_no_harm(tmp_path: Path, configuration: str) -> None:
+    async with site(tmp_path, health="/") as blog:
+        for text in ("one", "two"):
+            await blog.serve(blog.launch(text=text, files={"gunicorn.conf.py": configuration}))
+            await until(lambda: len(blog.processes()) == 2, "the old one to end")
+            assert [await blog.get() for _ in range(5)] == [text] * 5
+        assert longest_queue(blog.listener) == BACKLOG
 
 
 @pytest_twisted.ensureDeferred
@@ -97,6 +177,8 @@ async def test_the_apps_own_configuration_cannot_take_the_server_away(tmp_path: 
         seen = json.loads((launch.tree.path / "seen").read_text())
         assert seen == {
             "daemon": False,
+            "check_config": False,
+            "print_config": False,
             "reload": False,
             "reuse_port": False,
             "pidfile": None,
@@ -112,6 +194,25 @@ async def test_a_faulty_configuration_of_the_app_fails_with_its_traceback(tmp_pa
     async with site(tmp_path) as blog:
         failed = await why_not(blog, blog.launch(files={"gunicorn.conf.py": "workers = cores()\n"}))
         assert "NameError: name 'cores' is not defined" in failed.tail
+
+
+@pytest.mark.parametrize(
+    ("app", "problem"),
+    [
+        ("import nothing_of_this_name\n", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("def application(", "SyntaxError: '(' was never closed (wsgi.py, line 2)"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_keeps_an_app_from_being_loaded_comes_before_gunicorns_own_words(
+    tmp_path: Path, app: str, problem: str
+) -> None:
+    """P81: and its traceback is among the last words."""
+    async with site(tmp_path) as blog:
+        with pytest.raises(StepFailed) as caught:
+            await blog.serve(blog.launch(app))
+    assert caught.value.summary == f"the new server did not start: the app could not be loaded: {problem}"
+    assert problem.partition(" (")[0] in caught.value.tail
 
 
 @pytest_twisted.ensureDeferred
@@ -218,6 +319,42 @@ async def test_a_problem_of_any_length_is_reported(tmp_path: Path) -> None:
         assert "/healthz raised ValueError: \U0001f4a5" in failed.summary
 
 
+STARTS_UP = """
+async def application(scope, receive, send):
+    if scope["type"] == "lifespan":
+        await receive()
+        STARTUP
+    else:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": TEXT})
+"""
+STARTUPS = {
+    "fails": ('await send({"type": "lifespan.startup.failed", "message": "no database"})', "did not start"),
+    "exits": ("raise SystemExit(7)", "did not start"),
+    "hangs": ("import asyncio; await asyncio.sleep(1000)", "0 of 1 workers were ready after 2 s"),
+}
+
+
+@pytest.mark.parametrize(("startup", "said"), STARTUPS.values(), ids=STARTUPS.keys())
+@pytest_twisted.ensureDeferred
+async def test_an_asynchronous_app_whose_startup_fails_does_not_serve(tmp_path: Path, startup: str, said: str) -> None:
+    """P81. It starts up behind the gate."""
+    async with site(tmp_path, health_timeout=2.0, gunicorn=("--worker-class", "asgi")) as blog:
+        await blog.serve(blog.launch(ASYNCHRONOUS))
+        failed = await why_not(blog, blog.launch(STARTS_UP.replace("STARTUP", startup), text="two"))
+        assert said in failed.summary
+        await until(lambda: len(blog.processes()) == 2, "the new one to end")
+        assert await blog.get() == "one"
+
+
+@pytest_twisted.ensureDeferred
+async def test_asynchronous_workers_leave_the_queue_as_long_as_it_was(tmp_path: Path) -> None:
+    """asyncio makes it one of 100."""
+    async with site(tmp_path, workers=2, gunicorn=("--worker-class", "asgi")) as blog:
+        await blog.serve(blog.launch(ASYNCHRONOUS))
+        assert longest_queue(blog.listener) == BACKLOG
+
+
 @pytest_twisted.ensureDeferred
 async def test_an_asynchronous_app_is_served_without_a_check(tmp_path: Path) -> None:
     async with site(tmp_path, health="/healthz", gunicorn=("--worker-class", "asgi")) as blog:
@@ -258,6 +395,25 @@ async def test_a_worker_that_gunicorn_replaces_passes_the_open_gate(tmp_path: Pa
         assert await blog.get() == "one"
         assert blog.server.status.pid == master
         assert blog.server.status.deaths == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_worker_of_asyncio_that_is_replaced_leaves_the_sockets_backlog_as_it_was(tmp_path: Path) -> None:
+    """asyncio calls listen(100) on the socket that all generations share."""
+    async with site(tmp_path, gunicorn=("--worker-class", "asgi")) as blog:
+        before = backlog(blog)
+        assert before > 100
+        await blog.serve(blog.launch(ASYNCHRONOUS))
+        assert backlog(blog) == before
+        (worker,) = (pid for pid in blog.processes() if pid != blog.server.status.pid)
+        os.kill(worker, signal.SIGKILL)
+        await until(lambda: blog.said().count("ASGI server listening") == 2, "the next worker")
+        await until(lambda: backlog(blog) == before, "the backlog")
+
+
+def backlog(blog: Site) -> int:
+    """How many connections may wait (tcp_info.tcpi_sacked of a listening socket)."""
+    return int(struct.unpack_from("I", blog.listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32), 28)[0])
 
 
 @pytest_twisted.ensureDeferred
@@ -345,3 +501,59 @@ async def test_workers_serve_on_if_hookdeploy_dies_behind_the_gate(tmp_path: Pat
         assert await blog.get() == "one"
         process.drain()
         await process.swept.wait()
+
+
+STARTS_SOMETHING = """
+import os
+os.system("ls -l /proc/self/fd >> held")
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_the_apps_own_configuration_starts_inherits_no_descriptor_of_ours(tmp_path: Path) -> None:
+    async with site(tmp_path) as blog:
+        launch = await blog.serve(blog.launch(files={"gunicorn.conf.py": STARTS_SOMETHING}))
+        held = (launch.tree.path / "held").read_text()
+        assert "memfd:gate" not in held
+        assert "pipe:" not in held
+
+
+DIRTY = """
+from gunicorn.dirty.app import DirtyApp
+
+class Model(DirtyApp):
+    def __call__(self, action, *args, **kwargs):
+        return os.getpid()
+"""
+ASKS_ITS_MODEL = """
+import os
+from gunicorn.dirty import get_dirty_client
+
+def application(environ, start_response):
+    get_dirty_client().execute("model:Model", "predict")
+    start_response("200 OK", [])
+    return [TEXT]
+"""
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_new_generation_leaves_the_dirty_workers_of_the_old_one_alone(tmp_path: Path) -> None:
+    """gunicorn finds its own by the name of the process, takes them for leftovers of a crash, and ends them."""
+    settings = {
+        "gunicorn.conf.py": "dirty_apps = ['model:Model']\ndirty_workers = 1\n",
+        "model.py": f"import os\n{DIRTY}",
+    }
+    async with site(tmp_path) as blog:
+        await blog.serve(blog.launch(ASKS_ITS_MODEL, files=settings))
+        await until(lambda: len(blog.processes()) == 4, "the dirty worker and its arbiter")
+        before = set(blog.processes())
+        assert await blog.get() == "one"
+        process = NeverOpening(
+            REACTOR, blog.server._orders(blog.launch(ASKS_ITS_MODEL, files=settings)), blog.phases.append
+        )
+        process.start()
+        await until(lambda: len(set(blog.processes()) - before) == 4, "all of the new one")
+        assert before <= set(blog.processes())
+        assert await blog.get() == "one"
+        process.drain()
+        await soon(process.swept.wait())

@@ -19,7 +19,7 @@ from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
 from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, soon, until
-from twisted_hook import generation, serverrecords
+from twisted_hook import generation, serverlog, serverrecords
 from twisted_hook.generation import ServerProcess
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch, Phase
@@ -167,7 +167,7 @@ async def test_a_log_that_was_cut_off_still_has_last_words(tmp_path: Path) -> No
 
 @pytest_twisted.ensureDeferred
 async def test_a_log_over_its_cap_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "LOG_CAP", 100)
+    monkeypatch.setattr(serverlog, "LONGEST", 100)
     async with site(tmp_path) as blog:
         blog.log.write_text("x" * 101)
         async with process(blog) as server:
@@ -288,3 +288,18 @@ async def test_zombies_that_nobody_reaps_are_not_waited_for(tmp_path: Path, monk
         server.drain()
         await soon(server.swept.wait())
         await until(lambda: processes_in(tmp_path) == [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_that_is_not_to_serve_is_written_down_as_such_before_it_is_killed(tmp_path: Path) -> None:
+    """P83: hookdeploy may be killed right after, or execute itself again, before it has gone."""
+    written: list[serverrecords.State] = []
+    async with site(tmp_path) as blog, process(blog, blog.launch(HANGS)) as server:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(generation, "signal_group", lambda *_: written.extend(states(blog)))
+            server.drain()
+    assert written[0] is serverrecords.State.DRAINING
+
+
+def states(blog: Site) -> list[serverrecords.State]:
+    return [record.state for record in serverrecords.alive(blog.records)]

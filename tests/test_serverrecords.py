@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import stat
@@ -17,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted_hook import serverrecords
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Commit, Environment, Launch, Tree
-from twisted_hook.serverrecords import Record
+from twisted_hook.serverrecords import Record, State
 
 LAUNCH = Launch(
     Tree(Path("/srv/blog/releases/1"), Commit("0" * 40, "A change", "Ada"), "1"),
@@ -36,7 +37,7 @@ class RecordTests(SynchronousTestCase):
         """A process that does nothing; perhaps with a gate into which this was written."""
         code, descriptors = "import time; time.sleep(1000)", ()
         if with_gate is not None:
-            gate = os.memfd_create("gate")
+            gate = os.memfd_create(serverrecords.GATE_NAME)
             self.addCleanup(os.close, gate)
             os.write(gate, with_gate)
             code = f"import os; os.dup2({gate}, {serverrecords.GATE}); print(flush=True); {code}"
@@ -54,8 +55,8 @@ class RecordTests(SynchronousTestCase):
         return Record(pid, started, ("gunicorn", "wsgi:application"), "127.0.0.1:8000", LAUNCH)
 
     def test_what_is_written_is_read_as_it_was(self) -> None:
-        for draining in (False, True):
-            record = dataclasses.replace(self.record(os.getpid()), draining=draining)
+        for state in State:
+            record = dataclasses.replace(self.record(os.getpid()), state=state)
             serverrecords.write(self.directory, record)
             self.assertEqual(serverrecords.alive(self.directory), [record])
 
@@ -129,17 +130,68 @@ class RecordTests(SynchronousTestCase):
         self.assertIsNone(stranger.poll())
         self.assertEqual(list(self.directory.iterdir()), [])
 
-    def test_the_gate_is_open_once_something_is_written_into_it(self) -> None:
-        self.assertFalse(serverrecords.gate_is_open(self.process(with_gate=b"").pid))
-        self.assertTrue(serverrecords.gate_is_open(self.process(with_gate=b"open").pid))
+    def test_one_that_does_not_end_when_it_is_asked_is_killed_with_its_family(self) -> None:
+        """It has the socket on which hookdeploy wants to listen, and nobody would ever find it again."""
+        deaf = subprocess.Popen(
+            ["sh", "-c", 'trap "" TERM; echo deaf; while :; do sleep 0.05; done'],
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+        )
+        self.addCleanup(deaf.kill)
+        assert deaf.stdout is not None
+        self.addCleanup(deaf.stdout.close)
+        deaf.stdout.readline()
+        serverrecords.write(self.directory, self.record(deaf.pid))
+        serverrecords.end_all(self.directory, patience=0.1)
+        self.assertEqual(deaf.wait(5), -signal.SIGKILL)
 
-    def test_a_stranger_has_no_open_gate(self) -> None:
+    def test_the_gate_is_shut_until_something_is_written_into_it(self) -> None:
+        self.assertTrue(serverrecords.gate_is_shut(self.process(with_gate=b"").pid))
+        self.assertFalse(serverrecords.gate_is_shut(self.process(with_gate=b"open").pid))
+
+    def test_a_server_without_a_gate_may_hold_requests(self) -> None:
         process = self.process()
-        self.assertFalse(serverrecords.gate_is_open(process.pid))
+        self.assertFalse(serverrecords.gate_is_shut(process.pid))
         process.kill()
-        self.assertFalse(serverrecords.gate_is_open(process.pid))
+        self.assertFalse(serverrecords.gate_is_shut(process.pid))
         process.wait()
-        self.assertFalse(serverrecords.gate_is_open(process.pid))
+        self.assertFalse(serverrecords.gate_is_shut(process.pid))
+
+    def test_a_record_of_an_earlier_hookdeploy_is_of_a_server_that_serves(self) -> None:
+        serverrecords.write(self.directory, self.record(os.getpid()))
+        [path] = self.directory.iterdir()
+        old = json.loads(path.read_bytes())
+        del old["state"]
+        path.write_text(json.dumps({**old, "draining": False}))
+        [record] = serverrecords.alive(self.directory)
+        self.assertIs(record.state, State.SERVING)
+
+
+class Choosing(SynchronousTestCase):
+    """Which of those that an earlier hookdeploy has left behind is to serve."""
+
+    def chosen(self, *states: State) -> int | None:
+        """The place of the chosen one, the oldest first."""
+        records = [Record(pid, pid, ("gunicorn",), "127.0.0.1:8000", LAUNCH, state) for pid, state in enumerate(states)]
+        chosen = serverrecords.to_serve(records)
+        return None if chosen is None else chosen.pid
+
+    def test_of_those_that_serve_the_newest(self) -> None:
+        self.assertEqual(self.chosen(State.SERVING, State.SERVING), 1)
+        self.assertEqual(self.chosen(State.DRAINING, State.SERVING, State.CANDIDATE), 1)
+
+    def test_one_on_probation_has_not_been_chosen(self) -> None:
+        """P83."""
+        self.assertEqual(self.chosen(State.SERVING, State.PROBATION), 0)
+        self.assertEqual(self.chosen(State.SERVING, State.CANDIDATE), 0)
+
+    def test_one_on_probation_is_better_than_none(self) -> None:
+        self.assertEqual(self.chosen(State.PROBATION), 0)
+        self.assertEqual(self.chosen(State.DRAINING, State.CANDIDATE, State.PROBATION), 2)
+
+    def test_one_that_drains_is_never_chosen(self) -> None:
+        self.assertIsNone(self.chosen(State.DRAINING))
+        self.assertIsNone(self.chosen())
 
 
 def start_time_of_a_new_process() -> int:

@@ -18,6 +18,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_hook import supervision
+from twisted_hook.supervision import Terms
 
 BOOT_LIMIT, DRAIN_LIMIT = 30.0, 35.0
 
@@ -52,6 +53,13 @@ class RecordingHands:
 
     def failed(self, reason: str) -> None:
         self._note("failed")
+        self.reason = reason
+
+    def proven(self) -> None:
+        self._note("proven")
+
+    def wanting(self, reason: str) -> None:
+        self._note("wanting")
         self.reason = reason
 
     def gone(self, how: str) -> None:
@@ -168,6 +176,36 @@ class TheGoodLife(GenerationCase):
         self.did("gone")
 
 
+class WithoutGate(GenerationCase):
+    """A program that is not gunicorn: from its start on it may hold somebody's request."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.life.spawned_without_gate()
+
+    def test_it_serves_when_it_accepts(self) -> None:
+        self.life.worker_booted(11)
+        self.did("serving")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_one_that_does_not_accept_in_time_drains(self) -> None:
+        self.clock.advance(BOOT_LIMIT)
+        self.did("terminate", "failed")
+        self.assertIn("30 s (health_timeout)", self.hands.reason)
+
+    def test_one_that_is_not_wanted_any_more_drains(self) -> None:
+        self.life.drain()
+        self.did("terminate", "failed")
+
+    def test_one_that_exits_has_failed(self) -> None:
+        self.life.exited("exit 1")
+        self.did("failed", "gone")
+
+    def test_one_that_its_owner_finds_unfit_is_killed(self) -> None:
+        self.life.unfit("no room for its record")
+        self.did("kill", "failed")
+
+
 class FailuresBeforeTheGate(GenerationCase):
     """Nobody's request can be inside: what fails is killed at once."""
 
@@ -205,6 +243,21 @@ class FailuresBeforeTheGate(GenerationCase):
         self.boot()
         self.life.drain()
         self.failed("it was stopped before it had started")
+
+    def test_an_app_that_cannot_be_loaded_fails_with_what_it_raised(self) -> None:
+        """P81: once its worker has gone, and written its traceback."""
+        self.boot()
+        self.life.worker_not_loaded(11, "ModuleNotFoundError: No module named 'flask'")
+        self.assertEqual(self.hands.reason, "")
+        self.life.worker_exited(11)
+        self.assertEqual(self.hands.reason, "the app could not be loaded: ModuleNotFoundError: No module named 'flask'")
+        self.life.worker_not_loaded(12, "the same")
+
+    def test_a_server_that_exits_because_of_an_app_that_cannot_be_loaded_says_so(self) -> None:
+        self.boot()
+        self.life.worker_not_loaded(11, "SyntaxError: invalid syntax")
+        self.life.exited("exit 3")
+        self.assertEqual(self.hands.reason, "the app could not be loaded: SyntaxError: invalid syntax")
 
     def test_one_that_its_owner_finds_unfit_is_killed(self) -> None:
         self.boot()
@@ -261,6 +314,109 @@ class FailuresBehindTheGate(GenerationCase):
         self.did("checking", "open_gate", "failed", "gone")
 
 
+class Probation(GenerationCase):
+    """It serves already, and so does another one: what fails is drained, and never killed before its time."""
+
+    TERMS = Terms(5.0, deaths=1, errors=3)
+
+    def watch(self, terms: Terms = TERMS) -> None:
+        self.serve()
+        self.life.watch(terms)
+
+    def found_wanting(self, reason: str) -> None:
+        self.did("terminate", "wanting")
+        self.assertEqual(self.hands.reason, reason)
+        self.clock.advance(DRAIN_LIMIT)
+        self.did("terminate", "wanting", "kill")
+
+    def test_one_that_nothing_is_found_against_has_proven_itself(self) -> None:
+        self.watch()
+        self.clock.advance(4.9)
+        self.did()
+        self.clock.advance(0.1)
+        self.did("proven")
+        self.life.worker_exited(11)
+        self.life.error_answered()
+        self.did("proven")
+
+    def test_one_that_serves_alone_has_proven_itself_at_once(self) -> None:
+        self.watch()
+        self.life.watched_enough()
+        self.did("proven")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_third_answer_of_500_ends_it(self) -> None:
+        self.watch()
+        self.life.error_answered()
+        self.life.error_answered()
+        self.did()
+        self.life.error_answered()
+        self.found_wanting("3 answers of 500 and above in the first 5 s")
+
+    def test_answers_from_before_the_last_worker_accepted_count_too(self) -> None:
+        self.open_the_gate()
+        self.life.worker_booted(11)
+        for _ in range(3):
+            self.life.error_answered()
+        self.life.worker_booted(12)
+        self.hands.done.clear()
+        self.life.watch(self.TERMS)
+        self.found_wanting("3 answers of 500 and above in the first 5 s")
+
+    def test_the_first_worker_that_dies_ends_it(self) -> None:
+        self.watch()
+        self.life.worker_exited(11)
+        self.found_wanting("a worker died in the first 5 s")
+
+    def test_as_many_deaths_as_are_allowed_end_it(self) -> None:
+        self.watch(Terms(0.5, deaths=2, errors=3))
+        self.life.worker_exited(11)
+        self.did()
+        self.life.worker_exited(12)
+        self.found_wanting("2 workers died in the first 0.5 s")
+
+    def test_what_is_not_counted_does_not_end_it(self) -> None:
+        self.watch(Terms(5.0, deaths=0, errors=0))
+        for _ in range(100):
+            self.life.error_answered()
+            self.life.worker_exited(11)
+        self.did()
+        self.clock.advance(5)
+        self.did("proven")
+
+    def test_a_bad_answer_to_our_own_question_ends_it_at_once(self) -> None:
+        self.watch()
+        self.life.worker_checked(13, None)
+        self.did()
+        self.life.worker_checked(11, "/healthz answered 503")
+        self.found_wanting("the health check failed: /healthz answered 503")
+
+    def test_a_master_that_exits_is_gone(self) -> None:
+        self.watch()
+        self.life.exited("signal 9")
+        self.did("wanting", "gone")
+        self.assertEqual(self.hands.reason, "the server ended by itself: signal 9")
+
+    def test_one_that_is_not_wanted_any_more_drains(self) -> None:
+        self.watch()
+        self.life.drain()
+        self.found_wanting("it was stopped during its probation")
+
+    def test_workers_that_gunicorn_replaces_are_no_news(self) -> None:
+        self.watch()
+        self.life.starting(2)
+        self.life.worker_booted(13)
+        self.did()
+
+    def test_nothing_ends_it_twice(self) -> None:
+        self.watch()
+        self.life.worker_exited(11)
+        self.life.worker_exited(12)
+        self.life.watched_enough()
+        self.life.drain()
+        self.did("terminate", "wanting")
+
+
 class ReportsAfterTheEnd(GenerationCase):
     """The pipe may be read after the exit is known."""
 
@@ -271,6 +427,7 @@ class ReportsAfterTheEnd(GenerationCase):
         self.life.worker_checked(12, None)
         self.life.worker_booted(11)
         self.life.worker_exited(12)
+        self.life.error_answered()
         self.life.drain()
         self.did(*done)
 
@@ -308,7 +465,7 @@ class AnyLife(RuleBasedStateMachine):
         self.hands = RecordingHands(self.clock)
         self.life = supervision.live(supervision.Generation(self.hands, self.clock, BOOT_LIMIT, DRAIN_LIMIT))
         self.wanted = 1
-        self.started = self.exited = False
+        self.started = self.exited = self.watched = False
         self.good: set[int] = set()
         self.next_pid = 11
 
@@ -344,6 +501,21 @@ class AnyLife(RuleBasedStateMachine):
     def a_worker_exits(self, worker: int) -> None:
         self.life.worker_exited(worker)
 
+    @rule()
+    def an_error_is_answered(self) -> None:
+        self.life.error_answered()
+
+    @precondition(lambda self: self.hands.done[-1:] == ["serving"] and not self.watched)
+    @rule(deaths=st.integers(0, 2), errors=st.integers(0, 2))
+    def its_probation_begins(self, deaths: int, errors: int) -> None:
+        self.watched = True
+        self.life.watch(Terms(5.0, deaths, errors))
+
+    @precondition(lambda self: self.watched)
+    @rule()
+    def the_other_one_dies(self) -> None:
+        self.life.watched_enough()
+
     @precondition(lambda self: not self.exited)
     @rule()
     def the_master_exits(self) -> None:
@@ -370,6 +542,12 @@ class AnyLife(RuleBasedStateMachine):
     @invariant()
     def it_serves_or_fails_at_most_once(self) -> None:
         assert self.hands.done.count("serving") + self.hands.done.count("failed") <= 1
+
+    @invariant()
+    def a_probation_ends_at_most_once_and_has_ended_when_it_is_gone(self) -> None:
+        ends = self.hands.done.count("proven") + self.hands.done.count("wanting")
+        assert ends <= int(self.watched)
+        assert not self.exited or ends == int(self.watched)
 
     @invariant()
     def it_is_gone_as_soon_as_it_has_exited_and_never_before(self) -> None:

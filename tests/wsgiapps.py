@@ -20,7 +20,7 @@ from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from twisted_hook import sockets
-from twisted_hook.appserver import GunicornServer
+from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
 from twisted_hook.model import Commit, Environment, Launch, Phase, Tree
 from twisted_hook.process import Reactor
@@ -49,9 +49,69 @@ async def application(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": TEXT})
 """
+LIES_ASYNCHRONOUSLY = """
+async def application(scope, receive, send):
+    if scope["type"] == "http":
+        await (fine if scope["path"] == "/healthz" else fail)(send)
+
+async def fine(send):
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"fine"})
+"""
+"""As LIES: ``fail`` is to be defined in front of it."""
 IMPORT_ERROR = 'raise RuntimeError("no settings found")\n'
 NO_ATTRIBUTE = "app = None\n"
 SYNTAX_ERROR = "def application(:\n"
+COMMAND = """
+import asyncio, os, signal, socket, sys
+
+busy = 0
+
+async def answer(reader, writer):
+    global busy
+    busy += 1
+    path = (await reader.readuntil(b"\\r\\n\\r\\n")).split()[1]
+    if path == b"/slow":
+        open("slow-begun", "w").close()
+        while not os.path.exists("slow-may-end"):
+            await asyncio.sleep(0.01)
+    if path == b"/uid":
+        writer.write(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n%d" % os.getuid())
+    else:
+        writer.write(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n" + TEXT)
+    await writer.drain()
+    writer.close()
+    busy -= 1
+
+async def main():
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    server = await asyncio.start_server(answer, sock=socket.socket(fileno=int(sys.argv[1])))
+    await ended.wait()
+    server.close()
+    await asyncio.sleep(0.1)
+    while busy:
+        await asyncio.sleep(0.01)
+
+asyncio.run(main())
+"""
+"""A server of its own, which waits by epoll and finishes what it has begun; for ``python wsgi.py {fd}``."""
+POLLS = """
+import select, socket, sys
+
+listener = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    select.select([listener], [], [])
+    try:
+        client, _ = listener.accept()
+    except BlockingIOError:
+        continue
+    client.setblocking(True)
+    client.recv(65536)
+    client.sendall(b"HTTP/1.1 200 OK\\r\\nConnection: close\\r\\n\\r\\n" + TEXT)
+    client.close()
+"""
+"""As COMMAND, but what it waits for cannot be seen from outside."""
 HANGS = 'import time\nprint("waiting for the database", flush=True)\ntime.sleep(1000)\n'
 EXITS_AT_IMPORT = 'import os\nprint("giving up", flush=True)\nos._exit(7)\n'
 EXITS_WHEN_ASKED = """
@@ -70,6 +130,44 @@ def application(environ, start_response):
 RAISES = """
 def application(environ, start_response):
     raise LookupError("no database")
+"""
+LIES = """
+def application(environ, start_response):
+    if environ["PATH_INFO"] == "/healthz":
+        start_response("200 OK", [])
+        return [b"fine"]
+    return fail(environ, start_response)
+"""
+"""Healthy, but for the requests that matter: what it does then, ``fail``, is to be defined in front of it."""
+ANSWERS_503 = """
+def fail(environ, start_response):
+    start_response("503 Service Unavailable", [])
+    return [b"no database"]
+"""
+RAISES_LATE = """
+def fail(environ, start_response):
+    start_response("200 OK", [])
+    raise LookupError("no database")
+"""
+BREAKS_OFF = """
+def fail(environ, start_response):
+    start_response("200 OK", [("Content-Length", "100")])
+    yield b"The database"
+    raise LookupError("no database")
+"""
+DIES = """
+import os
+
+def fail(environ, start_response):
+    os._exit(7)
+"""
+TURNS_SICK = """
+import os
+
+def application(environ, start_response):
+    sick = environ["PATH_INFO"] == "/healthz" and os.path.exists("sick")
+    start_response("404 Not Found" if sick else "200 OK", [])
+    return [TEXT]
 """
 
 
@@ -97,9 +195,9 @@ class Site:
         self.server = self.new_server()
         self.releases = 0
 
-    def new_server(self) -> GunicornServer:
+    def new_server(self) -> SocketServer:
         """A server that knows of nothing but what is on disk, as after a start of hookdeploy."""
-        return GunicornServer(
+        return SocketServer(
             REACTOR,
             app=self.app,
             listener=self.listener,
@@ -111,9 +209,16 @@ class Site:
 
     @property
     def address(self) -> int | str:
-        """The port, or the path of a unix socket."""
-        name = self.listener.getsockname()
-        return name if isinstance(name, str) else int(name[1])
+        """The port, ``[::1]:port``, or the path of a unix socket."""
+        match self.listener.getsockname():
+            case str(path):
+                return path
+            case (_, int(port)):
+                return port
+            case (host, port, *_):
+                return f"[{host}]:{port}"
+            case other:
+                raise AssertionError(other)
 
     def launch(
         self,
@@ -130,10 +235,10 @@ class Site:
         environment = environment or Environment(Path(sys.executable))
         return Launch(at, environment, {**PLAIN_ENVIRONMENT, **(env or {})})
 
-    async def serve(self, launch: Launch | None = None) -> Launch:
+    async def serve(self, launch: Launch | None = None, *, probation: float = 0.0) -> Launch:
         """Swap to this, or to a good app."""
         launch = launch or self.launch()
-        await self.server.swap(launch, self.phases.append)
+        await self.server.swap(launch, self.phases.append, probation=probation)
         return launch
 
     async def get(self, path: str = "/") -> str:
@@ -169,11 +274,7 @@ def processes_in(directory: Path) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if (
-                entry.name.isdigit()
-                and b"HOOKDEPLOY_GATE=" in (entry / "environ").read_bytes()
-                and (entry / "cwd").readlink().is_relative_to(directory)
-            ):
+            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(directory):
                 found.append(int(entry.name))
     return sorted(found)
 
@@ -203,10 +304,14 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 def connection(address: int | str) -> http.client.HTTPConnection:
-    """A client's connection to a port or to the path of a unix socket."""
-    if isinstance(address, str):
-        return _UnixConnection(address)
-    return http.client.HTTPConnection("127.0.0.1", address, timeout=PATIENCE)
+    """A client's connection to a port, to ``[::1]:port`` or to the path of a unix socket."""
+    match address:
+        case int(port):
+            return http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+        case str(pair) if pair.startswith("["):
+            return http.client.HTTPConnection(pair, timeout=PATIENCE)
+        case path:
+            return _UnixConnection(path)
 
 
 def ask(address: int | str, path: str = "/", over: http.client.HTTPConnection | None = None) -> str:

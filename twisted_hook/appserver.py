@@ -1,5 +1,7 @@
 """The server of one app: owns the listening socket, puts generations of gunicorn on it, and revives what dies.
 
+In gunicorn's place there may be any program that takes the socket.
+
 Touches one app's server. It never lets go of the socket while it runs: between two generations connections wait in its
 backlog. It never builds and never looks into git.
 """
@@ -8,36 +10,48 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import secrets
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from twisted_hook import commands, serverrecords
 from twisted_hook.adoption import AdoptedServer
 from twisted_hook.boundaries import AppServer
 from twisted_hook.config import AppConfig
-from twisted_hook.generation import Orders, ServerProcess
-from twisted_hook.model import Environment, Launch, Phase, ServerStatus, StepFailed
+from twisted_hook.generation import LISTENER, Orders, ServerProcess
+from twisted_hook.healthprobe import HealthProbe
+from twisted_hook.model import Environment, Launch, Phase, ProbationFailed, ServerStatus, StepFailed
 from twisted_hook.process import Reactor, signal_group
+from twisted_hook.supervision import Terms
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0
 STEADY = 60.0
 """Seconds of service after which earlier deaths are forgiven."""
 KEEPS_DYING = 5
-"""Deaths in a row after which the log says so."""
+"""Deaths in a row after which the log says so, and whoever wants to know is told."""
 GOOD_GUNICORN = (27, 0, 1)
 """Before it, gthread workers lose requests when they stop (benoitc/gunicorn#3821)."""
+SETTLE = 2.0
+"""Seconds until a program that lives is believed to serve, where that cannot be seen; more after a longer trial."""
+FOR_WSGI = frozenset({"sync", "gthread", "gevent", "gevent_wsgi", "gevent_pywsgi", "eventlet", "tornado"})
+"""The names of gunicorn's own worker classes that are for WSGI apps."""
+TryOut: TypeAlias = Callable[[Orders], Coroutine[Any, Any, float]]
+"""Tries a server out where no user can reach it; the seconds until it was ready. Raises ``StepFailed``."""
 GATE = Path(__file__).with_name("gate.py")
 
 
-class GunicornServer:
-    """The gunicorn of one app."""
+class SocketServer:
+    """What serves one app, on a socket that outlives each of its generations."""
 
     _log = Logger()
 
@@ -51,17 +65,29 @@ class GunicornServer:
         log: Path,
         now: Callable[[], float],
         shown: Callable[[str], str],
+        gave_up: Callable[[str], None] = lambda reason: None,
+        try_out: TryOut | None = None,
     ) -> None:
-        """``shown`` makes text from outside fit for the log."""
+        """``shown`` makes text from outside fit for the log.
+
+        ``gave_up`` is told, with each death in a row from ``KEEPS_DYING`` on, why there is little hope; it is tried
+        again all the same.
+        ``try_out`` sees beforehand whether a server would do whose app cannot be asked at the gate.
+        """
         self._reactor = reactor
         self._app = app
         self._listener = listener
-        self._abandoned: list[socket.socket] = []
-        """Listeners that the running generation may still need."""
+        self._abandoned: list[tuple[str, socket.socket]] = []
+        """Listeners that the running generation may still need, and where they listen."""
         self._records = records
         self._log_file = log
         self._now = now
         self._shown = shown
+        self._gave_up = gave_up
+        self._try_out = try_out
+        self._settle = SETTLE
+        self._asks_as = f"hookdeploy-health/{secrets.token_hex(8)}"
+        """Unknown to others: nobody else's question may end a probation."""
         self._turn = DeferredLock()  # two may want it: the lane, and a revival
         self._serving: ServerProcess | None = None
         self._launch: Launch | None = None
@@ -77,19 +103,49 @@ class GunicornServer:
         """What serves, or is to serve again as soon as it can."""
         return self._launch
 
+    @property
+    def in_use(self) -> frozenset[str]:
+        """The releases whose servers run, or are to run again; those that finish their last requests included."""
+        alive = {process.release for process in self._alive}
+        return frozenset(alive if self._launch is None else {*alive, self._launch.tree.release})
+
     def configure(self, app: AppConfig, listener: socket.socket) -> None:
         """What the next generation is started with; the running one is not touched."""
+        self._abandoned.append((self._app.bind, self._listener))
         self._app = app
-        self._abandoned.append(self._listener)
         self._listener = listener
 
-    async def swap(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
-        """Start a generation for ``launch``; when it serves, drain the one before it. Raises ``StepFailed``."""
+    def still_held(self, bind: str) -> socket.socket | None:
+        """A copy of the listener there, if it is one of those that nothing has taken the place of yet."""
+        return next((listener.dup() for where, listener in self._abandoned if where == bind), None)
+
+    async def swap(
+        self,
+        launch: Launch,
+        entered: Callable[[Phase], None],
+        *,
+        probation: float = 0.0,
+        keep: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        """Start a generation for ``launch``; when it has served well for so many seconds, drain the one before it.
+
+        In between ``keep`` is awaited. Raises ``StepFailed``, ``ProbationFailed`` if the new one has met requests, or
+        what ``keep`` raises; the old one then serves on.
+        """
+        entered = _each_once(entered)
+        try:
+            orders = await self._try(self._orders(launch), entered)  # what dies meanwhile is revived at once
+        except StepFailed:
+            if self._launch is None:
+                self._do_without()
+            raise
         async with self._turn:
             self._cancel_revival()
             self._deaths = 0  # somebody has done something about it
             try:
-                await self._replace(launch, entered)
+                if orders.listener is not self._listener:  # it was configured otherwise meanwhile
+                    orders = await self._try(self._orders(launch), entered)
+                await self._replace(orders, entered, probation=probation, keep=keep)
             finally:
                 if self._serving is None:
                     self._do_without()
@@ -97,24 +153,31 @@ class GunicornServer:
     def adopt(self) -> Launch | None:
         """Take over what an earlier hookdeploy has left running; what it serves, if it serves.
 
-        The newest that was let through its gate serves; older ones drain, as they were about to. One that was still at
-        its gate has never met a request, and is killed.
+        The newest that served does so; all others drain, as they were about to. One that was on probation has not been
+        chosen: it serves only if there is no other. One that was still at its gate has never met a request, and is
+        killed.
         """
-        for record in serverrecords.alive(self._records):
-            if not serverrecords.gate_is_open(record.pid):
+        found: dict[int, AdoptedServer] = {}
+        ours = {process.pid for process in self._alive}
+        records = [record for record in serverrecords.alive(self._records) if record.pid not in ours]
+        for record in records:
+            if serverrecords.gate_is_shut(record.pid):
                 signal_group(record.pid, signal.SIGKILL)
                 serverrecords.forget(self._records, record.pid)  # nobody watches it
                 continue
-            try:
-                server = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)
-            except ProcessLookupError:
-                continue
+            with suppress(ProcessLookupError):  # it has just gone
+                found[record.pid] = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)
+        for server in found.values():
             self._watch(server)
-            if record.draining:
-                server.drain()
-            else:
-                self._serve_with(server, record.launch)
-                self._log.info("{app}: server {pid} serves on", app=self._app.name, pid=record.pid)
+        chosen = serverrecords.to_serve([record for record in records if record.pid in found])
+        if chosen is not None:
+            server = found.pop(chosen.pid)
+            with suppress(OSError):  # it serves all the same
+                server.chosen()
+            self._serve_with(server, chosen.launch)
+            self._log.info("{app}: server {pid} serves on", app=self._app.name, pid=chosen.pid)
+        for server in found.values():
+            server.drain()
         return self._launch
 
     @property
@@ -146,18 +209,45 @@ class GunicornServer:
         self._close_listener()
         self._become("stopped")
 
-    async def _replace(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
+    async def _try(self, orders: Orders, entered: Callable[[Phase], None]) -> Orders:
+        """The same orders, fit to serve by. What has served before is not tried again: a revival is urgent."""
+        if self._try_out is None or self._stopping:
+            return orders
+        if orders.gated and not _speaks_asgi(self._app.gunicorn, orders.launch.tree.path / "gunicorn.conf.py"):
+            return orders
+        entered(Phase.STARTING)
+        entered(Phase.CHECKING)
+        self._settle = max(SETTLE, 2 * await self._try_out(orders))
+        return replace(orders, settle=min(self._settle, orders.boot_limit / 2))
+
+    async def _replace(
+        self,
+        orders: Orders,
+        entered: Callable[[Phase], None],
+        *,
+        probation: float = 0.0,
+        keep: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         if self._stopping:
             raise StepFailed("hookdeploy is stopping")
-        self._tell_source(launch.environment)
-        candidate = ServerProcess(self._reactor, self._orders(launch), entered)
+        orders = replace(orders, to_be_proven=self._serving is not None and probation > 0)
+        if orders.gated:
+            self._tell_source(orders.launch.environment)
+        candidate = ServerProcess(self._reactor, orders, entered)
         self._watch(candidate)
         if self._serving is None:
             self._become("starting")
         candidate.start()
         await self._until_serving(candidate)
-        self._serve_with(candidate, launch)
-        self._close_abandoned()
+        if self._serving is not None and probation > 0:
+            terms = Terms(probation, deaths=self._app.probation_deaths, errors=self._app.probation_errors)
+            with self._health_asked(orders):
+                await self._until_proven(candidate, self._serving, terms, entered)
+        self._choose(candidate)
+        if keep is not None:
+            await self._until_kept(candidate, keep)
+        self._serve_with(candidate, orders.launch)
+        self._close_abandoned(but=orders.listener)
 
     def _watch(self, process: ServerProcess) -> None:
         self._alive.add(process)
@@ -176,6 +266,23 @@ class GunicornServer:
         )
         if old is not None:
             old.drain()
+
+    def _choose(self, candidate: ServerProcess) -> None:
+        """Have it on disk that the candidate serves, before the old one is asked to end."""
+        try:
+            candidate.chosen()
+        except OSError as error:
+            candidate.drain()
+            raise StepFailed(f"the new server cannot be written down: {error}") from error
+
+    async def _until_kept(self, candidate: ServerProcess, keep: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await keep()
+        except BaseException:
+            candidate.drain()
+            raise
+        if candidate.over.happened:
+            raise StepFailed("the new server ended as soon as it was chosen", tail=candidate.last_words())
 
     def _do_without(self) -> None:
         """Nothing serves: go back to what has served, if there is such a thing."""
@@ -198,22 +305,47 @@ class GunicornServer:
         if problem is not None:
             raise StepFailed(f"the new server did not start: {problem}", tail=candidate.last_words())
 
+    async def _until_proven(
+        self, candidate: ServerProcess, old: ServerProcess, terms: Terms, entered: Callable[[Phase], None]
+    ) -> None:
+        """Let both serve, and watch the candidate. It takes over at once if the old one dies."""
+        candidate.watch(terms)
+        alone = old.over.wait().addCallbacks(self._end_probation, _unneeded, callbackArgs=(candidate,))
+        try:
+            entered(Phase.PROBATION)
+            problem = await candidate.judged.wait()
+        except BaseException:
+            candidate.drain()
+            raise
+        finally:
+            alone.cancel()
+        if problem is not None:
+            raise ProbationFailed(f"the new server did not pass its probation: {problem}", tail=candidate.last_words())
+
+    @contextmanager
+    def _health_asked(self, orders: Orders) -> Iterator[None]:
+        """Meanwhile the app is asked for its health, if it has a path for that."""
+        if orders.health is None or not orders.gated:
+            yield
+            return
+        probe = HealthProbe(self._reactor, orders.listener, path=orders.health, asks_as=orders.asks_as)
+        probe.start()
+        try:
+            yield
+        finally:
+            probe.stop()
+
+    def _end_probation(self, how: str, candidate: ServerProcess) -> None:
+        self._log.warn("{app}: the old server has died; the new one takes over at once", app=self._app.name)
+        candidate.end_probation()
+
     def _as_recorded(self, record: serverrecords.Record) -> Orders:
-        return replace(self._orders(record.launch), argv=record.argv, bind=record.bind)
+        return replace(self._orders(record.launch), argv=record.argv, bind=record.bind, user=record.user)
 
     def _orders(self, launch: Launch) -> Orders:
-        app, environment = self._app, launch.environment
+        app = self._app
         return Orders(
-            argv=commands.gunicorn(
-                interpreter=environment.interpreter,
-                borrowed_from=_our_gunicorn() if environment.directory and not environment.gunicorn else None,
-                gate=GATE,
-                name=app.name,
-                workers=app.workers,
-                graceful_timeout=app.drain,
-                arguments=app.gunicorn,
-                wsgi=app.wsgi or "",
-            ),
+            argv=self._argv(launch.environment),
             launch=launch,
             bind=app.bind,
             listener=self._listener,
@@ -222,6 +354,26 @@ class GunicornServer:
             health=app.health,
             boot_limit=app.health_timeout,
             drain_limit=app.drain + 5,  # gunicorn's own graceful timeout strikes first
+            asks_as=self._asks_as,
+            errors=app.probation_errors,
+            user=app.user,
+            gated=not app.command,
+            settle=min(self._settle, app.health_timeout / 2),
+        )
+
+    def _argv(self, environment: Environment) -> tuple[str, ...]:
+        app = self._app
+        if app.command:
+            return tuple(word.replace("{fd}", str(LISTENER)) for word in app.command)
+        return commands.gunicorn(
+            interpreter=environment.interpreter,
+            borrowed_from=_our_gunicorn() if environment.directory and not environment.gunicorn else None,
+            gate=GATE,
+            name=app.name,
+            workers=app.workers,
+            graceful_timeout=app.drain,
+            arguments=app.gunicorn,
+            wsgi=app.wsgi or "",
         )
 
     def _tell_source(self, environment: Environment) -> None:
@@ -261,7 +413,7 @@ class GunicornServer:
         """The first death is answered at once; those that follow wait twice as long each time."""
         if self._stopping:
             return
-        pause = 0.0 if self._deaths <= 1 else min(FIRST_PAUSE * 2 ** (self._deaths - 2), LONGEST_PAUSE)
+        pause = 0.0 if self._deaths <= 1 else min(FIRST_PAUSE * 2.0 ** min(self._deaths - 2, 30), LONGEST_PAUSE)
         self._become("restarting", reason=reason)
         self._log.warn("{app}: the server starts again in {pause:g} s", app=self._app.name, pause=pause)
         if self._deaths >= KEEPS_DYING:
@@ -272,6 +424,8 @@ class GunicornServer:
             )
         self._cancel_revival()
         self._revival = self._reactor.callLater(pause, self._start_revival)
+        if self._deaths >= KEEPS_DYING:
+            self._gave_up(f"the server has died {self._deaths} times in a row: {reason}")
 
     def _start_revival(self) -> None:
         Deferred.fromCoroutine(self._revive()).addErrback(
@@ -283,19 +437,21 @@ class GunicornServer:
             if self._stopping or self._serving is not None or self._launch is None:
                 return
             try:
-                await self._replace(self._launch, lambda phase: None)
+                await self._replace(self._orders(self._launch), lambda phase: None)
             except StepFailed as failed:
                 self._deaths += 1
                 self._log.error("{app}: {reason}", app=self._app.name, reason=self._shown(failed.reason))
                 self._revive_later(failed.summary)
 
     def _close_listener(self) -> None:
-        self._abandoned.append(self._listener)
+        self._abandoned.append((self._app.bind, self._listener))
         self._close_abandoned()
 
-    def _close_abandoned(self) -> None:
-        while self._abandoned:
-            self._abandoned.pop().close()
+    def _close_abandoned(self, *, but: socket.socket | None = None) -> None:
+        for _, listener in self._abandoned:
+            if listener is not but:
+                listener.close()
+        self._abandoned = [held for held in self._abandoned if held[1] is but]
 
     def _cancel_revival(self) -> None:
         if self._revival is not None and self._revival.active():
@@ -307,6 +463,32 @@ class GunicornServer:
         )
 
 
+def _each_once(entered: Callable[[Phase], None]) -> Callable[[Phase], None]:
+    """What was tried out starts a second time, and is no news then."""
+    seen: set[Phase] = set()
+
+    def entered_first(phase: Phase) -> None:
+        if phase not in seen:
+            seen.add(phase)
+            entered(phase)
+
+    return entered_first
+
+
+def _speaks_asgi(arguments: tuple[str, ...], configuration: Path) -> bool:
+    """Whether a worker class for ASGI may be meant: the gate cannot ask such apps."""
+    words = " ".join(arguments)
+    with suppress(OSError):
+        words += "\n" + configuration.read_text(errors="replace")
+    named = re.findall(r"(?:worker_class|--worker-class|(?<!-)-k)[\s=]*[\"']?([\w.:#]+)", words)
+    return "asgi" in words.lower() or "uvicorn" in words.lower() or not FOR_WSGI.issuperset(named)
+
+
+def _unneeded(failure: Failure) -> None:
+    """Whoever waited has given up."""
+    failure.trap(CancelledError)
+
+
 def _our_gunicorn() -> Path:
     found = importlib.util.find_spec("gunicorn")
     if found is None or found.origin is None:  # it is a dependency of ours: the installation is broken
@@ -314,4 +496,4 @@ def _our_gunicorn() -> Path:
     return Path(found.origin).parent.parent
 
 
-_: type[AppServer] = GunicornServer
+_: type[AppServer] = SocketServer

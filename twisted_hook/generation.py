@@ -1,4 +1,4 @@
-"""One generation of an app's server: one gunicorn master in a session of its own, and what is known of it.
+"""One generation of an app's server: one gunicorn master, or one other program, in a session of its own.
 
 Touches that one process. Whether it may serve is decided by the machine in ``supervision``, whose hands this is.
 """
@@ -16,24 +16,25 @@ from pathlib import Path
 from typing import IO
 
 from twisted.internet.error import ProcessExitedAlready, ProcessTerminated
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from twisted_hook import serverrecords, supervision
+from twisted_hook import polling, serverrecords, supervision
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch, Phase
 from twisted_hook.once import Once
-from twisted_hook.process import CouldNotStart, Reactor, group_exists, last_lines, signal_group, spawn
+from twisted_hook.process import CouldNotStart, Reactor, group_exists, held_back, signal_group, spawn
 from twisted_hook.redaction import clean
+from twisted_hook.serverlog import ServerLog
+from twisted_hook.serverrecords import State
 from twisted_hook.sockets import BACKLOG
 
 LISTENER, REPORTS, LIFELINE, GATE = 3, 4, 5, serverrecords.GATE
 """The descriptors that a generation inherits; ``gate.py`` knows the same numbers."""
 LONGEST_REPORT = 64 * 1024
 SHOWN_REPORT = 200
-LOG_CAP = 10 * 1024 * 1024
-LOG_TAIL = 16 * 1024
 SWEEP_INTERVAL = 0.05
 SWEEP_PATIENCE = 5.0
 """Seconds after SIGKILL: in a container without an init a zombie is never reaped, and nothing more can be done."""
@@ -54,10 +55,22 @@ class Orders:
     health: str | None
     boot_limit: float
     drain_limit: float
+    asks_as: str
+    """The User-Agent under which we ask for its health while it serves."""
+    errors: int
+    """How many answers of 500 and above each worker reports; more would be of no use to anybody."""
+    user: str | None = None
+    """The account that it runs as, if not ours."""
+    gated: bool = True
+    """It is a gunicorn under ``gate.py``. Any other program has the listening socket, and tells us nothing."""
+    settle: float = 2.0
+    """Seconds after which one without a gate, of which we cannot see that it waits for connections, must do so."""
+    to_be_proven: bool = False
+    """Another one serves beside it until it is chosen: it ends by itself if we die before that."""
 
 
 class ServerProcess(ProcessProtocol):
-    """A gunicorn master: the hands of its ``supervision.Life``."""
+    """A gunicorn master, or the program that serves in its place: the hands of its ``supervision.Life``."""
 
     _log = Logger()
 
@@ -77,11 +90,16 @@ class ServerProcess(ProcessProtocol):
             supervision.Generation(self, reactor, boot_limit=orders.boot_limit, drain_limit=orders.drain_limit), state
         )
         self._unread = b""
-        self._log_start = 0
+        self._output = ServerLog(orders.log)
+        self._retired: set[int] = set()
+        """Workers that end by themselves and in order, such as after gunicorn's ``max_requests``."""
         self._patience = orders.drain_limit
+        self._look: IDelayedCall | None = None
         self.pid: int | None = None
         self.ready: Once[str | None] = Once()
         """It serves (None), or it failed (why)."""
+        self.judged: Once[str | None] = Once()
+        """Its probation is over: it is proven (None), or found wanting (why)."""
         self.over: Once[str] = Once()
         """Its process has exited, and how."""
         self.swept: Once[None] = Once()
@@ -90,17 +108,46 @@ class ServerProcess(ProcessProtocol):
     # What its owner asks of it.
 
     def start(self) -> None:
-        """Start gunicorn. Never raises: what cannot start has failed."""
-        self._life.spawned()
+        """Start it. Never raises: what cannot start has failed."""
+        if self._orders.gated:
+            self._life.spawned()
+        else:
+            self._life.spawned_without_gate()
         self._entered(Phase.STARTING)
         try:
             self._spawn()
-            self._write_record()
+            self._write_record(State.CANDIDATE)
         except (CouldNotStart, OSError) as error:
             self._life.unfit(str(error))
             if self.pid is None:
                 self._end("it never ran")
                 self._sweep(0.0)
+        else:
+            if not self._orders.gated:
+                self._wake()
+                self._entered(Phase.SWAPPING)
+                listener = os.fstat(self._orders.listener.fileno()).st_ino
+                self._look_for_service(listener, self._reactor.seconds() + self._orders.settle)
+
+    @property
+    def release(self) -> str:
+        return self._orders.launch.tree.release
+
+    def watch(self, terms: supervision.Terms) -> None:
+        """Put it, which serves, on probation; ``judged`` tells how that ends."""
+        with suppress(OSError):  # to the next hookdeploy it says no more than that this one was never chosen
+            self._write_record(State.PROBATION)
+        self._life.watch(terms)
+
+    def end_probation(self) -> None:
+        """It has proven itself, because it is needed now."""
+        self._life.watched_enough()
+
+    def chosen(self) -> None:
+        """Have it on disk that this is the one that serves. Raises ``OSError``."""
+        if self._gate is not None and not self._gate.closed:
+            self._gate.write(b", chosen")  # before the record: who is recorded to serve must not end if we die now
+        self._write_record(State.SERVING)
 
     def drain(self) -> None:
         """Let it finish its requests and end; within the drain limit it is gone."""
@@ -108,18 +155,12 @@ class ServerProcess(ProcessProtocol):
 
     def was_started_by(self, orders: Orders) -> bool:
         """Whether these orders would start it as it was started."""
-        return (self._orders.argv, self._orders.bind) == (orders.argv, orders.bind)
+        mine = self._orders
+        return (mine.argv, mine.bind, mine.user) == (orders.argv, orders.bind, orders.user)
 
     def last_words(self) -> str:
         """The last lines that it wrote."""
-        try:
-            with self._orders.log.open("rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                start = self._log_start if self._log_start <= size else 0  # somebody has cut it off
-                file.seek(max(start, size - LOG_TAIL))
-                return last_lines(file.read())
-        except OSError:  # somebody has taken it away
-            return ""
+        return self._output.last_words()
 
     # What Twisted tells of it.
 
@@ -137,7 +178,7 @@ class ServerProcess(ProcessProtocol):
         if self.transport is not None:
             for ours in (REPORTS, LIFELINE):  # loseConnection() closes 0, 1 and 2 only
                 self.transport.closeChildFD(ours)
-        self._end(_how(reason))
+        self._end(how_it_ended(reason))
 
     def processEnded(self, reason: Failure) -> None:
         """Our ends of its pipes are closed too; it may still have children."""
@@ -153,11 +194,13 @@ class ServerProcess(ProcessProtocol):
 
     def terminate(self) -> None:
         with suppress(OSError):  # a full disk must not keep it from draining
-            self._write_record(draining=True)
+            self._write_record(State.DRAINING)
         self._signal("TERM")
 
     def kill(self) -> None:
         self._patience = 0.0
+        with suppress(OSError):
+            self._write_record(State.DRAINING)  # else the next hookdeploy, if it comes at once, may take it for good
         if self.pid is not None:
             signal_group(self.pid, signal.SIGKILL)
             self._signal("KILL")  # in its first moments it has no group of its own yet
@@ -166,12 +209,16 @@ class ServerProcess(ProcessProtocol):
         self._entered(Phase.CHECKING)
 
     def serving(self) -> None:
-        # asyncio, under gunicorn's asgi worker, calls listen(100) on the shared socket; if it does so later, it wins.
-        self._orders.listener.listen(BACKLOG)
         self.ready.happen(None)
 
     def failed(self, reason: str) -> None:
         self.ready.happen(reason)
+
+    def proven(self) -> None:
+        self.judged.happen(None)
+
+    def wanting(self, reason: str) -> None:
+        self.judged.happen(reason)
 
     def gone(self, how: str) -> None:
         self.over.happen(how)
@@ -183,22 +230,56 @@ class ServerProcess(ProcessProtocol):
         with ExitStack() as opened:
             null = os.open(os.devnull, os.O_RDONLY)
             opened.callback(os.close, null)
-            log = self._open_log()
+            log = self._output.open()
             opened.callback(os.close, log)
-            # Without a name: nothing stale can open it, and workers that have become another user may look at it.
-            self._gate = os.fdopen(os.memfd_create("gate"), "wb", buffering=0)
-            fds: dict[int, int | str] = {0: null, 1: log, 2: log, REPORTS: "r", LIFELINE: "w"}
-            fds |= {LISTENER: orders.listener.fileno(), GATE: self._gate.fileno()}
-            spawn(self._reactor, self, argv=orders.argv, env=self._env(), cwd=orders.launch.tree.path, fds=fds)
+            fds: dict[int, int | str] = {0: null, 1: log, 2: log, LISTENER: orders.listener.fileno()}
+            through: tuple[str, ...] = ()
+            if orders.gated:
+                # Without a name: nothing stale can open it, and workers that have become another user may look at it.
+                self._gate = os.fdopen(os.memfd_create(serverrecords.GATE_NAME), "wb", buffering=0)
+                fds |= {REPORTS: "r", LIFELINE: "w", GATE: self._gate.fileno()}
+            else:
+                # Nobody would find it if we died before it is written down.
+                through = held_back(LIFELINE)
+                fds |= {LIFELINE: "w"}
+            spawn(
+                self._reactor,
+                self,
+                argv=orders.argv,
+                env=self._env(),
+                cwd=orders.launch.tree.path,
+                fds=fds,
+                user=orders.user,
+                through=through,
+            )
+
+    def _look_for_service(self, listener: int, settled_at: float) -> None:
+        """Have it serve as soon as it waits for connections, or can be believed to."""
+        if self.pid is None or self.ready.happened or self.over.happened:
+            return
+        if self._reactor.seconds() >= settled_at or polling.waits_for(self.pid, listener):
+            self._accepts(self.pid)
+        else:
+            self._look = self._reactor.callLater(polling.LOOK, self._look_for_service, listener, settled_at)
+
+    def _accepts(self, pid: int) -> None:
+        with suppress(OSError):  # we have let go of the socket
+            self._orders.listener.listen(BACKLOG)  # asyncio has just called listen(100) on it, for all who share it
+        self._life.worker_booted(pid)
 
     def _wake(self) -> None:
-        """Have every worker look at the gate now: a byte on the lifeline, which none of them reads."""
+        """Have every worker look at the gate now, or a program begin: a line on the lifeline.
+
+        No worker reads it.
+        """
         if self.transport is not None:
             with suppress(KeyError):  # it has just died, and the pipe with it
-                self.transport.writeToChild(LIFELINE, b"!")
+                self.transport.writeToChild(LIFELINE, b"!\n")
 
     def _env(self) -> dict[str, str]:
         """gunicorn believes its variable more than its configuration file, so it does not get it."""
+        if not self._orders.gated:
+            return dict(self._orders.launch.env)
         env = {name: value for name, value in self._orders.launch.env.items() if name != "GUNICORN_CMD_ARGS"}
         return {**env, "HOOKDEPLOY_GATE": self._gate_orders()}
 
@@ -210,6 +291,8 @@ class ServerProcess(ProcessProtocol):
     def _end(self, how: str) -> None:
         if self._gate is not None:
             self._gate.close()
+        if self._look is not None and self._look.active():
+            self._look.cancel()
         self._life.exited(how)
         if self.pid is not None:
             signal_group(self.pid, signal.SIGTERM)
@@ -225,11 +308,11 @@ class ServerProcess(ProcessProtocol):
             signal_group(self.pid, signal.SIGKILL)
         self._reactor.callLater(SWEEP_INTERVAL, self._sweep, left - SWEEP_INTERVAL)
 
-    def _write_record(self, *, draining: bool = False) -> None:
+    def _write_record(self, state: State) -> None:
         orders = self._orders
         if self.pid is None or (started := start_time(self.pid)) is None:
             return
-        record = serverrecords.Record(self.pid, started, orders.argv, orders.bind, orders.launch, draining)
+        record = serverrecords.Record(self.pid, started, orders.argv, orders.bind, orders.launch, state, orders.user)
         serverrecords.write(orders.records, record)
 
     def _read(self, line: bytes) -> None:
@@ -242,33 +325,42 @@ class ServerProcess(ProcessProtocol):
                 self._life.starting(workers)
             case {"event": "checked", "pid": int(pid), "problem": str() | None as problem}:
                 self._life.worker_checked(pid, problem and clean(problem))
+            case {"event": "not loaded", "pid": int(pid), "problem": str(problem)}:
+                self._life.worker_not_loaded(pid, clean(problem))
             case {"event": "booted", "pid": int(pid)}:
-                self._life.worker_booted(pid)
+                self._accepts(pid)
+            case {"event": "retires", "pid": int(pid)}:
+                self._retired.add(pid)
             case {"event": "worker_exited", "pid": int(pid)}:
-                self._life.worker_exited(pid)
+                self._worker_exited(pid)
+            case {"event": "error"}:
+                self._life.error_answered()
             case _:
                 shown = str(said)[:SHOWN_REPORT]
                 self._log.warn("an unknown report came from server {pid}: {said!r}", pid=self.pid, said=shown)
+
+    def _worker_exited(self, pid: int) -> None:
+        """One that retires is replaced by gunicorn, and no harm is done; but before it has served it must not."""
+        if pid in self._retired and self.ready.happened:
+            self._retired.discard(pid)
+        else:
+            self._life.worker_exited(pid)
 
     def _gate_orders(self) -> str:
         user = self._orders.launch.tree.path / "gunicorn.conf.py"
         return json.dumps(
             {
                 "health": self._orders.health,
+                "asks_as": self._orders.asks_as,
+                "errors": self._orders.errors,
+                "to_be_proven": self._orders.to_be_proven,
                 "user_configuration": str(user) if user.is_file() else None,
             }
         )
 
-    def _open_log(self) -> int:
-        path = self._orders.log
-        if path.exists() and path.stat().st_size > LOG_CAP:
-            path.replace(path.with_name(f"{path.name}.1"))
-        log = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._log_start = os.lseek(log, 0, os.SEEK_END)
-        return log
 
-
-def _how(reason: Failure) -> str:
+def how_it_ended(reason: Failure) -> str:
+    """A process's end in a few words."""
     ended = reason.value
     if isinstance(ended, ProcessTerminated):
         return f"signal {ended.signal}" if ended.signal is not None else f"exit {ended.exitCode}"

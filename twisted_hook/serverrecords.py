@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,24 @@ from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch
 
 GATE = 6
-"""The descriptor of the gate in every server; ``gate.py`` knows the same number."""
+"""The descriptor of the gate in every server that has one; ``gate.py`` knows the same number."""
+GATE_NAME = "gate"
+"""What the kernel calls it."""
+
+
+KILLED = 2.0
+"""Seconds that one that was killed may take to go."""
+
+
+class State(StrEnum):
+    """How far a server has come."""
+
+    CANDIDATE = "candidate"
+    """It waits at its gate, or has just passed it."""
+    PROBATION = "probation"
+    """It serves beside another one, and has not proven itself."""
+    SERVING = "serving"
+    DRAINING = "draining"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +52,9 @@ class Record:
     argv: tuple[str, ...]
     bind: str
     launch: Launch
-    draining: bool = False
+    state: State = State.SERVING
+    user: str | None = None
+    """The account that it runs as, if not ours."""
 
 
 def write(directory: Path, record: Record) -> None:
@@ -46,7 +67,9 @@ def write(directory: Path, record: Record) -> None:
 
 
 def forget(directory: Path, pid: int) -> None:
-    _path(directory, pid).unlink(missing_ok=True)
+    """A record that cannot be removed does no harm: nothing runs any more that it could name."""
+    with suppress(OSError):
+        _path(directory, pid).unlink()
 
 
 def alive(directory: Path) -> list[Record]:
@@ -62,24 +85,52 @@ def alive(directory: Path) -> list[Record]:
 
 
 def end_all(directory: Path, *, patience: float = 0.0) -> None:
-    """Ask every server that still runs to finish its requests and to end, and wait for that so many seconds at most."""
+    """Ask every server that still runs to finish its requests and to end.
+
+    With ``patience``, wait for that so many seconds at most, and kill what is left.
+    """
     asked = alive(directory)
     for record in asked:
         with suppress(OSError):
             os.kill(record.pid, signal.SIGTERM)
-    deadline = time.monotonic() + patience
-    while any(start_time(record.pid) == record.started for record in asked) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    left = _still_there(asked, patience)
+    if patience and left:
+        for record in left:
+            with suppress(OSError):
+                os.killpg(record.pid, signal.SIGKILL)
+        _still_there(left, KILLED)
     for record in asked:
         forget(directory, record.pid)
 
 
-def gate_is_open(pid: int) -> bool:
-    """Whether this server was let through its gate, so that it may hold somebody's request."""
+def _still_there(records: Sequence[Record], patience: float) -> list[Record]:
+    """Those that have not gone after so many seconds."""
+    left, deadline = list(records), time.monotonic() + patience
+    while left and time.monotonic() < deadline:
+        time.sleep(0.02)
+        left = [record for record in left if start_time(record.pid) == record.started]
+    return left
+
+
+def gate_is_shut(pid: int) -> bool:
+    """Whether this server waits at its gate, so that it cannot hold anybody's request."""
+    gate = Path(f"/proc/{pid}/fd/{GATE}")
     try:
-        return Path(f"/proc/{pid}/fd/{GATE}").stat().st_size > 0
+        return gate.readlink().name.startswith(f"memfd:{GATE_NAME}") and gate.stat().st_size == 0
     except OSError:
         return False
+
+
+def to_serve(records: Sequence[Record]) -> Record | None:
+    """Which of those that run, the oldest first, is to serve on: the newest that did.
+
+    If none did, the newest that has met requests but not proven itself: all the others have gone.
+    """
+    for states in ({State.SERVING}, {State.CANDIDATE, State.PROBATION}):
+        for record in reversed(records):
+            if record.state in states:
+                return record
+    return None
 
 
 def _path(directory: Path, pid: int) -> Path:
