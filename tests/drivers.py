@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent
 from zope.interface import implementer
@@ -78,6 +79,11 @@ class MemoryCheckout(Told):
         self.trees: list[Tree] = []
         self.served: Tree | None = None
         """The current tree."""
+        self.have_served: list[Tree] = []
+        self.wanted: frozenset[str] = frozenset()
+        """What was not to be retired the last time."""
+        self.rooms = 0
+        """How often room was made."""
         self._repository = repository
         self._taken = 0
 
@@ -85,10 +91,10 @@ class MemoryCheckout(Told):
     def repository(self) -> str:
         return self._repository
 
-    async def fetch(self, run: CommandRunner) -> Commit:
+    async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
         await self.called("fetch")
         await run.run(Command("git fetch", ("git", "fetch"), {}))
-        return self.tip
+        return self.tip if revision is None else commit(revision[0])
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         await self.called("take")
@@ -100,14 +106,35 @@ class MemoryCheckout(Told):
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
         await self.called("keep")
         self.served = tree
+        if tree not in self.have_served:
+            self.have_served.append(tree)
 
-    async def discard(self, run: CommandRunner, tree: Tree) -> None:
+    async def retire(self, run: CommandRunner, in_use: Collection[str]) -> None:
+        self.wanted = frozenset(in_use)
+        await self.called("retire")
+
+    async def discard(self, run: CommandRunner, tree: Tree, in_use: Collection[str]) -> None:
         await self.called("discard")
-        self.trees.remove(tree)
+        if tree not in self.have_served and tree.release not in in_use:
+            self.trees.remove(tree)
 
     async def current(self, run: CommandRunner) -> Tree | None:
         await self.called("current")
         return self.served
+
+    async def kept(self, run: CommandRunner) -> Sequence[Tree]:
+        return self.have_served[::-1]
+
+    async def put_back(self, run: CommandRunner, tree: Tree) -> None:
+        await self.called("put back")
+
+    async def recover(self, run: CommandRunner, serving: Tree | None) -> Tree | None:
+        if serving is not None:
+            await self.keep(run, serving)
+        return await self.current(run)
+
+    async def make_room(self, run: CommandRunner) -> None:
+        self.rooms += 1
 
 
 class MemoryEnvironments(Told):
@@ -135,6 +162,7 @@ class MemoryServer(Told):
         super().__init__()
         self._launch: Launch | None = None
         self.launches: list[Launch] = []
+        self.probations: list[float] = []
         self.state = "down"
         self.left: Launch | None = None
         """What an earlier hookdeploy has left running."""
@@ -157,11 +185,28 @@ class MemoryServer(Told):
         await self.called("start")
         self._serve(launch)
 
-    async def swap(self, launch: Launch, entered: Callable[[Phase], None]) -> None:
+    @property
+    def in_use(self) -> frozenset[str]:
+        return frozenset({self._launch.tree.release} if self._launch else ())
+
+    async def swap(
+        self,
+        launch: Launch,
+        entered: Callable[[Phase], None],
+        *,
+        probation: float = 0.0,
+        keep: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
+        self.probations.append(probation)
         entered(Phase.STARTING)
         entered(Phase.CHECKING)
         await self.called("swap")
         entered(Phase.SWAPPING)
+        if self._launch is not None and probation:
+            entered(Phase.PROBATION)
+            await self.called("probation")
+        if keep is not None:
+            await keep()
         self._serve(launch)
 
     def _serve(self, launch: Launch) -> None:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,10 @@ PATIENCE = 30.0
 """Seconds after which a test gives up; no test waits for it when all is well."""
 LOOK = 0.02
 """Seconds between two looks."""
+_PORTS = 5_000
+"""How many each of the processes has that run the tests side by side."""
+_first = 12_000 + _PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+_ports = cycle(range(_first + os.getpid() % _PORTS, _first + _PORTS))
 SECRET = payloads.SECRET
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
@@ -40,8 +45,12 @@ def until(look: Callable[[], T | None], what: str) -> T:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
+    """One below those that the kernel gives to clients, and of this process alone: it is taken a moment later."""
+    while True:
+        port = next(_ports)
+        if not is_listened_on(port):
+            with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+                return port
 
 
 def is_listened_on(port: int) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.logger import Logger, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -15,8 +16,18 @@ from tests.drivers import HeardEvents, MemoryCheckout, MemoryEnvironments, Memor
 from tests.fakes import MemoryJournal
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, StepConfig
-from twisted_hook.deploy import Deploying, Story
-from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Phase, StepFailed, Trigger
+from twisted_hook.deploy import Deploying
+from twisted_hook.model import (
+    Deployment,
+    JournalUnavailable,
+    Outcome,
+    Phase,
+    ProbationFailed,
+    Steering,
+    StepFailed,
+    Trigger,
+)
+from twisted_hook.story import Story
 
 T = TypeVar("T")
 AMBIENT = Ambient("/usr/bin", "/home/blog", "C.UTF-8", "/run/agent", {"http_proxy": "http://proxy"})
@@ -41,7 +52,7 @@ class StoryCase(SynchronousTestCase):
         self.events = heard.events
         self.patch(Deploying, "_logger", Logger(observer=heard))
         self.story = Story(
-            app=AppConfig(name="blog", hook="blog", branch="main", build=STEPS, wsgi="wsgi:application"),
+            app=AppConfig(name="blog", hook="blog", branch="main", build=STEPS, wsgi="wsgi:application", probation=0.0),
             journal=self.journal,
             runner=self.runner,
             checkout=self.checkout,
@@ -67,7 +78,7 @@ class StoryCase(SynchronousTestCase):
 
     async def whole(self, deployment: Deployment) -> None:
         """What a lane does."""
-        deploying = self.story.deploying(deployment)
+        deploying = Deploying(self.story, deployment)
         tree = await deploying.obtain()
         if tree is not None:
             await deploying.release(tree)
@@ -123,7 +134,7 @@ class TheHappyPath(StoryCase):
         self.deploy()
         self.assertEqual(self.revision(), "a" * 40)
         self.assertEqual(self.checkout.served, self.checkout.trees[0])
-        self.assertEqual(self.checkout.calls, ["fetch", "current", "take", "keep"])
+        self.assertEqual(self.checkout.calls, ["fetch", "current", "take", "keep", "retire"])
 
     def test_the_log_has_the_line_of_the_tutorial(self) -> None:
         self.deploy()
@@ -272,11 +283,11 @@ class Failures(StoryCase):
         self.assertEqual(done.phase, Phase.CHECKING)
         self.assertNotIn("keep", self.checkout.calls)
 
-    def test_the_tree_cannot_be_kept_and_what_served_serves_again(self) -> None:
+    def test_the_tree_cannot_be_kept_and_what_served_serves_on(self) -> None:
         """P86."""
         self.checkout.failing["keep"] = StepFailed("current is a real directory")
         self.failed("current is a real directory")
-        self.assertEqual(self.server.calls, ["swap", "swap"])
+        self.assertEqual(len(self.server.launches), 1)
 
     def test_a_tree_that_cannot_be_discarded_changes_nothing_of_the_failure(self) -> None:
         self.runner.status["collect"] = 2
@@ -348,7 +359,7 @@ class JournalsThatFail(StoryCase):
 
     def test_a_deployment_knows_whether_its_end_is_written(self) -> None:
         deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
-        deploying = self.story.deploying(deployment)
+        deploying = Deploying(self.story, deployment)
         tree = self.result(deploying.obtain())
         assert tree is not None
         self.journal.fail_with = JournalUnavailable("the disk is full")
@@ -358,7 +369,7 @@ class JournalsThatFail(StoryCase):
         self.assertIn("the disk is full", self.told()[-1])
         self.journal.fail_with = None
         del self.logs[deployment.id]
-        again = self.story.deploying(deployment)
+        again = Deploying(self.story, deployment)
         tree = self.result(again.obtain())
         assert tree is not None
         self.result(again.release(tree))
@@ -377,10 +388,11 @@ class JournalsThatFail(StoryCase):
 class TreesThatServe(StoryCase):
     """A tree is not taken away from under the server."""
 
-    def test_a_first_tree_that_cannot_be_kept_is_not_discarded_while_it_serves(self) -> None:
+    def test_one_that_cannot_be_kept_is_not_discarded_while_its_server_ends(self) -> None:
         self.checkout.failing["keep"] = StepFailed("current is a real directory")
+        self.patch(MemoryServer, "in_use", frozenset({"1-aaaaaaa"}))
         self.assertEqual(self.deploy().outcome, Outcome.FAILED)
-        self.assertEqual(self.revision(), "a" * 40)
+        self.assertIsNone(self.revision())
         self.assertEqual([tree.commit for tree in self.checkout.trees], [commit("a")])
 
     def test_a_first_tree_that_does_not_start_is_discarded(self) -> None:
@@ -446,10 +458,35 @@ class Unchanged(StoryCase):
         self.assertEqual(self.deploy().revision, "c" * 40)
         self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
         self.assertEqual(len(self.server.launches), 1)
+        self.assertEqual(self.checkout.calls[-2:], ["take", "discard"])
+
+    def test_a_clone_whose_commit_serves_and_fails_to_be_built_again_has_no_way_back(self) -> None:
+        """In place the tree is the very one that serves, and a person may commit to it next."""
+        self.deploy()
+
+        async def the_same(run: Any, _: Any) -> Any:
+            return self.checkout.trees[0]
+
+        self.patch(self.checkout, "take", the_same)
+        self.runner.status["collect"] = 1
+        asked = self.result(self.journal.enqueue("blog", Trigger.MANUAL))
+        self.result(self.whole(asked))
+        self.assertEqual(self.written(asked).outcome, Outcome.FAILED)
+        self.assertEqual(self.checkout.calls[-1], "discard")
 
 
 class AJournalThatFails(StoryCase):
     """A deployment whose words cannot be written."""
+
+    def test_one_that_has_ended_already_is_not_run_again(self) -> None:
+        """Its end was written, though whoever wrote it was told otherwise, or was being exchanged."""
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        self.result(self.journal.finish(deployment.id, Outcome.CANCELLED, 1.0))
+        deploying = Deploying(self.story, deployment)
+        self.assertIsNone(self.result(deploying.obtain()))
+        self.assertTrue(deploying.ended)
+        self.assertEqual((self.checkout.calls, self.written(deployment).outcome), ([], Outcome.CANCELLED))
+        self.assertTrue(self.logs[deployment.id].closed)
 
     def test_one_that_cannot_begin_touches_nothing(self) -> None:
         deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
@@ -522,21 +559,21 @@ class Cancellation(StoryCase):
         self.checkout.hold("keep")
         deployment, ended = self.begin()
         self.cancelled(ended, deployment)
-        self.assertEqual(self.revision(), "a" * 40)
+        self.assertIsNone(self.revision())
 
 
 class Resuming(StoryCase):
     """After a start of hookdeploy, and after a change of its configuration."""
 
     def test_there_is_nothing_to_resume_before_the_first_deployment(self) -> None:
-        self.assertFalse(self.result(self.story.resume()))
+        self.assertFalse(self.result(self.story.resume(DeferredLock())))
         self.assertEqual(self.server.launches, [])
 
     def test_the_current_tree_is_served_with_its_environment(self) -> None:
         done = self.deploy()
         self.server = MemoryServer()
         self.story = replace(self.story, server=self.server)
-        self.assertTrue(self.result(self.story.resume()))
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
         self.assertEqual(self.server.calls, ["start"])
         assert self.server.launch is not None
         self.assertEqual(self.server.launch.tree, self.checkout.served)
@@ -545,13 +582,45 @@ class Resuming(StoryCase):
 
     def test_a_server_that_runs_is_swapped(self) -> None:
         self.deploy()
-        self.assertTrue(self.result(self.story.resume()))
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
         self.assertEqual(self.server.calls, ["swap", "swap"])
+
+    def left_behind(self, declared: Mapping[str, str]) -> None:
+        """An earlier hookdeploy has left what it served, with the environment that was declared then."""
+        self.story = replace(self.story, declared=lambda: declared)
+        self.deploy()
+        left, self.server = self.server.launch, MemoryServer()
+        self.server.left = left
+        self.story = replace(self.story, server=self.server)
+
+    def test_what_was_left_running_serves_on(self) -> None:
+        self.left_behind({"KEY": "old"})
+        self.story = replace(self.story, ambient=replace(self.story.ambient, path="/opt/bin:/usr/bin"))
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
+        self.assertEqual(self.server.calls, [])
+
+    def test_what_was_left_running_is_swapped_if_another_environment_is_declared_now(self) -> None:
+        for now in ({"KEY": "new"}, {}, {"KEY": "old", "MORE": ""}):
+            self.left_behind({"KEY": "old"})
+            self.story = replace(self.story, declared=partial(dict, now))
+            self.assertTrue(self.result(self.story.resume(DeferredLock())))
+            self.assertEqual(self.server.calls, ["swap"], now)
+            self.assertEqual(self.server.launches[-1].env.get("KEY"), now.get("KEY"))
+
+    def test_what_was_left_running_serves_on_if_nobody_can_tell_what_is_declared(self) -> None:
+        self.left_behind({"KEY": "old"})
+
+        def unreadable() -> Mapping[str, str]:
+            raise StepFailed("env_file: no such file")
+
+        self.story = replace(self.story, declared=unreadable)
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
+        self.assertEqual(self.server.calls, [])
 
     def test_an_app_without_a_server_has_nothing_to_start(self) -> None:
         self.deploy()
         self.story = replace(self.story, server=None)
-        self.assertTrue(self.result(self.story.resume()))
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
 
     def test_a_journal_that_cannot_be_read_does_not_keep_the_site_down(self) -> None:
         self.deploy()
@@ -562,5 +631,313 @@ class Resuming(StoryCase):
             raise JournalUnavailable("the disk is broken")
 
         self.patch(self.journal, "last", unreadable)
-        self.assertTrue(self.result(self.story.resume()))
+        self.assertTrue(self.result(self.story.resume(DeferredLock())))
         self.assertEqual(self.revision(), "a" * 40)
+
+
+class Migrating(StoryCase):
+    """Once per deployment, after the build and before the swap."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        steps = (StepConfig("first", ("manage", "first")), StepConfig("second", ("manage", "second")))
+        self.story = replace(self.story, app=replace(self.story.app, migrate=steps))
+
+    def run_names(self) -> list[str]:
+        return [command.name for command in self.runner.commands if command.name in {"first", "second"}]
+
+    def again(self, deployment: Deployment) -> Deployment:
+        """What the next start of hookdeploy makes of it."""
+        self.runner.waiting.clear()
+        del self.logs[deployment.id]
+        self.result(self.whole(self.written(deployment)))
+        return self.written(deployment)
+
+    def test_it_runs_between_the_build_and_the_swap(self) -> None:
+        done = self.deploy()
+        phases = [phase for phase, _ in done.phases]
+        self.assertEqual(phases[1:4], [Phase.BUILDING, Phase.MIGRATING, Phase.STARTING])
+        self.assertEqual([step.name for step in done.steps], ["collect", "migrate", "first", "second"])
+        self.assertEqual(done.migrated, "a" * 40)
+
+    def test_it_finds_the_apps_own_python_as_the_server_does(self) -> None:
+        """``python manage.py migrate`` needs what ``build = "auto"`` has installed."""
+        self.deploy()
+        (first,) = (command for command in self.runner.commands if command.name == "first")
+        assert self.server.launch is not None
+        self.assertEqual(first.env, self.server.launch.env)
+        self.assertEqual((first.env["PATH"], first.env["VIRTUAL_ENV"]), ("/venv/bin:/usr/bin", "/venv"))
+
+    def test_one_that_fails_ends_the_deployment_and_nothing_is_swapped(self) -> None:
+        self.runner.status["first"] = 1
+        done = self.deploy()
+        self.assertEqual((done.outcome, done.reason), (Outcome.FAILED, "step 'first' failed: exit 1"))
+        self.assertEqual((self.server.calls, self.run_names(), done.migrated), ([], ["first"], None))
+
+    def test_one_that_was_cut_off_is_not_run_again_and_a_person_is_told(self) -> None:
+        """T37."""
+        self.runner.hold("second")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        done = self.again(deployment)
+        self.assertEqual(done.outcome, Outcome.INTERRUPTED)
+        self.assertIn("cut off while 'second' migrated (ended: first)", done.reason)
+        self.assertIn("hookdeploy deploy blog", done.reason)
+        assert done.revision is not None
+        self.assertTrue(
+            [line for line in self.told() if f"of {done.revision[:7]} {done.subject!r} interrupted" in line]
+        )
+        self.assertEqual((self.run_names(), self.server.calls), (["first", "second"], []))
+
+    def test_one_that_was_cut_off_is_not_run_again_by_a_push_of_the_same_commit_but_by_a_person(self) -> None:
+        """T37: a delivery that led to an interrupted deployment leads to another one when it comes again."""
+        self.runner.hold("second")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.again(deployment)
+        pushed = self.deploy()
+        self.assertEqual((pushed.outcome, self.run_names()), (Outcome.UNCHANGED, ["first", "second"]))
+        self.assertIn("aaaaaaa was cut off in its migration", pushed.reason)
+        asked = self.result(self.journal.enqueue("blog", Trigger.MANUAL))
+        self.result(self.whole(asked))
+        self.assertEqual(self.written(asked).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.run_names(), ["first", "second", "first", "second"])
+
+    def test_one_that_had_ended_is_not_run_again_for_the_same_revision(self) -> None:
+        """T37: hookdeploy stops while the server starts."""
+        held = self.server.hold("swap")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.server.waiting.clear()
+        self.assertEqual(self.again(deployment).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.run_names(), ["first", "second"])
+        self.assertFalse(held.happened)
+
+    def test_a_newer_revision_migrates_although_the_one_before_it_had_ended(self) -> None:
+        self.server.hold("swap")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.server.waiting.clear()
+        self.checkout.tip = commit("b")
+        self.assertEqual(self.again(deployment).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.run_names(), ["first", "second", "first", "second"])
+
+    def test_a_person_who_gives_it_up_waits_until_the_migration_has_ended(self) -> None:
+        held = self.runner.hold("first")
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        deploying = Deploying(self.story, deployment)
+        tree = self.result(deploying.obtain())
+        assert tree is not None
+        ended = Deferred.fromCoroutine(deploying.release(tree))
+        self.assertTrue(deploying.give_up("no more"))
+        self.assertFalse(deploying.may_be_cut_off)
+        held.happen(None)
+        self.successResultOf(ended)
+        done = self.written(deployment)
+        self.assertEqual((done.outcome, done.reason), (Outcome.CANCELLED, "no more"))
+        self.assertEqual((self.run_names(), done.migrated), (["first", "second"], "a" * 40))
+        self.assertEqual((self.server.calls, self.checkout.trees), ([], []))
+
+
+class GoingBack(StoryCase):
+    """A person, or a server that keeps dying, puts a kept release back."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.story = replace(self.story, app=replace(self.story.app, probation=5.0))
+        for letter in "abc":
+            self.checkout.tip = commit(letter)
+            self.deploy()
+
+    def asked(self, trigger: Trigger, wanted: str | None = None) -> Deployment:
+        deployment = self.result(self.journal.enqueue("blog", trigger, wanted))
+        self.result(self.whole(deployment))
+        return self.written(deployment)
+
+    def test_the_good_release_before_the_current_serves_without_network_build_and_probation(self) -> None:
+        self.checkout.calls.clear()
+        self.runner.commands.clear()
+        done = self.asked(Trigger.ROLLBACK)
+        self.assertEqual((done.outcome, done.revision, done.previous), (Outcome.DEPLOYED, "b" * 40, "c" * 40))
+        self.assertEqual((self.revision(), self.checkout.served), ("b" * 40, self.checkout.trees[1]))
+        self.assertEqual(self.checkout.calls, ["current", "put back", "keep", "retire"])
+        self.assertEqual(self.runner.commands, [])
+        self.assertEqual(self.server.probations[-1], 0.0)
+
+    def test_any_kept_release_can_be_named(self) -> None:
+        done = self.asked(Trigger.ROLLBACK, "1-aaaaaaa")
+        self.assertEqual((done.outcome, self.revision()), (Outcome.DEPLOYED, "a" * 40))
+
+    def test_one_that_is_not_kept_fails_and_nothing_changes(self) -> None:
+        done = self.asked(Trigger.ROLLBACK, "0-fffffff")
+        self.assertEqual((done.outcome, done.reason), (Outcome.FAILED, "release 0-fffffff is not kept any more"))
+        self.assertEqual(self.revision(), "c" * 40)
+
+    def test_twice_goes_back_twice_and_then_there_is_nothing_left(self) -> None:
+        self.asked(Trigger.ROLLBACK)
+        self.asked(Trigger.ROLLBACK)
+        self.assertEqual(self.revision(), "a" * 40)
+        self.assertEqual(self.asked(Trigger.ROLLBACK).reason, "no earlier good release is kept")
+
+    def test_one_that_was_put_back_is_passed_over(self) -> None:
+        self.asked(Trigger.ROLLBACK, "1-aaaaaaa")  # from c
+        self.checkout.tip = commit("d")
+        self.deploy()
+        self.asked(Trigger.ROLLBACK)
+        self.assertEqual(self.revision(), "b" * 40)
+
+    def test_where_a_rollback_would_lead_is_never_retired(self) -> None:
+        """It need not be the newest but one: what came in between was put back."""
+        self.assertEqual(self.checkout.wanted, {"2-bbbbbbb", "3-ccccccc"})
+        self.asked(Trigger.ROLLBACK)
+        self.checkout.tip = commit("d")
+        self.deploy()
+        self.assertEqual(self.checkout.wanted, {"2-bbbbbbb", "4-ddddddd"})
+
+    def test_what_was_put_back_is_not_deployed_by_a_push_but_by_a_person_or_a_newer_commit(self) -> None:
+        self.asked(Trigger.ROLLBACK)
+        again = self.deploy()
+        self.assertEqual((again.outcome, self.revision()), (Outcome.UNCHANGED, "b" * 40))
+        self.assertIn("ccccccc was put back", again.reason)
+        self.assertEqual(self.asked(Trigger.MANUAL).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.revision(), "c" * 40)
+        self.assertEqual(self.deploy().reason, "ccccccc runs already")
+
+    def test_what_a_person_tries_again_in_vain_stays_put_back(self) -> None:
+        self.asked(Trigger.ROLLBACK)
+        self.runner.status["collect"] = 1
+        self.assertEqual(self.asked(Trigger.MANUAL).outcome, Outcome.FAILED)
+        self.runner.status.clear()
+        self.assertEqual((self.deploy().outcome, self.revision()), (Outcome.UNCHANGED, "b" * 40))
+
+    def test_a_rollback_that_was_cut_off_is_finished_and_still_takes_back_what_it_was_asked_to(self) -> None:
+        """P83: hookdeploy is killed when the older release is the current one already."""
+        held = self.checkout.hold("keep")
+        back = self.result(self.journal.enqueue("blog", Trigger.ROLLBACK, "2-bbbbbbb"))
+        ended = Deferred.fromCoroutine(self.whole(back))
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.assertFalse(held.happened)
+        self.checkout.waiting.clear()
+        self.checkout.served = self.checkout.trees[1]
+        del self.logs[back.id]
+        self.result(self.whole(self.written(back)))
+        done = self.written(back)
+        self.assertEqual((done.outcome, done.revision, done.previous), (Outcome.DEPLOYED, "b" * 40, "c" * 40))
+        self.assertEqual((self.deploy().outcome, self.revision()), (Outcome.UNCHANGED, "b" * 40))
+
+    def test_a_newer_commit_ends_it(self) -> None:
+        self.asked(Trigger.ROLLBACK)
+        self.checkout.tip = commit("d")
+        self.assertEqual((self.deploy().outcome, self.revision()), (Outcome.DEPLOYED, "d" * 40))
+
+    def test_one_that_cannot_be_put_back_is_not_let_go_of(self) -> None:
+        self.server.failing["swap"] = StepFailed("the new server did not start")
+        self.assertEqual(self.asked(Trigger.ROLLBACK).outcome, Outcome.FAILED)
+        self.assertEqual(len(self.checkout.trees), 3)
+
+    def test_what_fails_on_probation_is_rolled_back_and_not_tried_again_by_a_push(self) -> None:
+        self.checkout.tip = commit("d")
+        self.server.failing["probation"] = ProbationFailed("3 answers of 500 and above", tail="ZeroDivisionError")
+        done = self.deploy()
+        self.assertEqual(done.outcome, Outcome.ROLLED_BACK)
+        self.assertEqual(done.reason, "3 answers of 500 and above\nZeroDivisionError")
+        self.assertEqual((self.revision(), len(self.checkout.trees)), ("c" * 40, 3))
+        self.server.failing.clear()
+        self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+        self.assertEqual(self.asked(Trigger.MANUAL).outcome, Outcome.DEPLOYED)
+
+    def test_a_person_can_deploy_a_certain_revision(self) -> None:
+        done = self.asked(Trigger.MANUAL, "eeee")
+        self.assertEqual((done.outcome, self.revision()), (Outcome.DEPLOYED, "e" * 40))
+
+    def test_a_person_can_deploy_what_runs_already(self) -> None:
+        self.assertEqual(self.asked(Trigger.MANUAL).outcome, Outcome.DEPLOYED)
+
+    def test_a_pinned_app_deploys_for_persons_only(self) -> None:
+        self.result(self.journal.steer("blog", Steering(pinned=True)))
+        self.checkout.tip = commit("d")
+        self.checkout.calls.clear()
+        pushed = self.deploy()
+        self.assertEqual((pushed.outcome, pushed.reason), (Outcome.UNCHANGED, "the app is pinned to what it serves"))
+        self.assertEqual(self.checkout.calls, [])
+        self.assertEqual(self.asked(Trigger.MANUAL).outcome, Outcome.DEPLOYED)
+
+
+class GivingUp(StoryCase):
+    """A person does not want a deployment any more."""
+
+    def given_up(self, held: str, where: MemoryCheckout | MemoryServer | MemoryRunner) -> Deployment:
+        """Given up while this is under way."""
+        where.hold(held)
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        deploying = Deploying(self.story, deployment)
+
+        async def whole() -> None:
+            tree = await deploying.obtain()
+            if tree is not None:
+                await deploying.release(tree)
+
+        ended = Deferred.fromCoroutine(whole())
+        self.assertTrue(deploying.give_up("somebody cancelled it"))
+        self.assertTrue(deploying.may_be_cut_off)
+        ended.cancel()
+        self.successResultOf(ended)
+        self.assertTrue(self.logs[deployment.id].closed)
+        return self.written(deployment)
+
+    def test_while_it_fetches(self) -> None:
+        done = self.given_up("fetch", self.checkout)
+        self.assertEqual((done.outcome, done.reason), (Outcome.CANCELLED, "somebody cancelled it"))
+
+    def test_while_it_builds_and_its_tree_is_let_go_of(self) -> None:
+        done = self.given_up("collect", self.runner)
+        self.assertEqual((done.outcome, self.checkout.trees, self.server.calls), (Outcome.CANCELLED, [], []))
+
+    def test_while_the_server_is_swapped(self) -> None:
+        done = self.given_up("swap", self.server)
+        self.assertEqual((done.outcome, self.checkout.trees), (Outcome.CANCELLED, []))
+
+    def test_once_it_serves_it_is_too_late(self) -> None:
+        self.checkout.hold("keep")
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        deploying = Deploying(self.story, deployment)
+        tree = self.result(deploying.obtain())
+        assert tree is not None
+        ended = Deferred.fromCoroutine(deploying.release(tree))
+        self.assertFalse(deploying.give_up("somebody cancelled it"))
+        self.checkout.waiting["keep"].happen(None)
+        self.successResultOf(ended)
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+
+
+class Room(StoryCase):
+    """A disk that is nearly full."""
+
+    def test_a_deployment_does_not_begin_without_it(self) -> None:
+        def full() -> None:
+            raise StepFailed("the disk of /state is nearly full: 12 MiB are free")
+
+        self.story = replace(self.story, ask_for_room=full)
+        done = self.deploy()
+        self.assertEqual(done.reason, "the disk of /state is nearly full: 12 MiB are free")
+        self.assertEqual(self.checkout.calls, [])
+
+    def test_what_was_left_half_done_goes_before_it_is_asked_for(self) -> None:
+        """P84: it may be what fills the disk, and would be in the way of every deployment."""
+
+        def full_of_leftovers() -> None:
+            if not self.checkout.rooms:
+                raise StepFailed("the disk of /state is nearly full: 12 MiB are free")
+
+        self.story = replace(self.story, ask_for_room=full_of_leftovers)
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_what_cannot_be_tidied_up_is_no_failure(self) -> None:
+        self.checkout.failing["retire"] = StepFailed("/releases/0 could not be removed")
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+        self.assertIn("blog: /releases/0 could not be removed", self.told())

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.installed import Hookdeploy, Origin, git, processes_of, put_away, site, until
-from tests.test_twistd import RELEASE
-
-IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
+from tests.test_twistd import IN_PLACE
 
 
 @pytest.fixture
@@ -117,15 +116,34 @@ def held(in_place: Hookdeploy, origin: Origin) -> tuple[Hookdeploy, str, str]:
     return in_place, good, deployment
 
 
+def cut_the_power(hookdeploy: Hookdeploy) -> None:
+    hookdeploy.stop(signal.SIGKILL)
+    while left := processes_of(hookdeploy.directory):
+        for pid in left:
+            with suppress(ProcessLookupError):  # it went with another one
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_after_a_power_cut_what_served_serves_although_what_was_being_built_is_broken(
+    held: tuple[Hookdeploy, str, str],
+) -> None:
+    """P81, P83."""
+    hookdeploy, good, deployment = held
+    cut_the_power(hookdeploy)
+    (hookdeploy.directory / "broken").touch()
+    (hookdeploy.directory / "hold").unlink()
+    hookdeploy.start()
+    assert hookdeploy.ended(deployment)["outcome"] == "failed"
+    hookdeploy.wait_for_page("one")
+    until(lambda: head(hookdeploy) == good, "way back to the commit that served")
+
+
 def test_a_tree_that_was_half_built_at_a_power_cut_is_built_by_the_next_start(
     held: tuple[Hookdeploy, str, str],
 ) -> None:
     """P83: hookdeploy, its servers and its build are all killed; the new commit is on disk already."""
     hookdeploy, good, deployment = held
-    hookdeploy.stop(signal.SIGKILL)
-    while left := processes_of(hookdeploy.directory):
-        for pid in left:
-            os.kill(pid, signal.SIGKILL)
+    cut_the_power(hookdeploy)
     (hookdeploy.directory / "hold").unlink()
     hookdeploy.start()
     done = hookdeploy.ended(deployment)

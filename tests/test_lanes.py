@@ -7,18 +7,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.task import Clock
 from twisted.logger import LogEvent, Logger, LogLevel
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.drivers import HeardEvents, MemoryCheckout, MemoryEnvironments, MemoryLog, MemoryRunner, MemoryServer, commit
 from tests.fakes import MemoryJournal
+from twisted_hook import lanes
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, StepConfig
-from twisted_hook.deploy import Deploying, Story
+from twisted_hook.deploy import Deploying
 from twisted_hook.lanes import JOURNAL_PAUSE, MOST_ATTEMPTS, Lane
-from twisted_hook.model import Deployment, JournalUnavailable, Launch, Outcome, Phase, StepFailed, Tree, Trigger
+from twisted_hook.model import (
+    Deployment,
+    Environment,
+    JournalUnavailable,
+    Launch,
+    Outcome,
+    Phase,
+    Steering,
+    StepFailed,
+    Tree,
+    Trigger,
+)
+from twisted_hook.story import Story
 
 T = TypeVar("T")
 
@@ -32,7 +45,7 @@ class AppAtWork:
         self.environments = MemoryEnvironments()
         self.journal = journal
         self.story = Story(
-            app=AppConfig(name=name, hook=name, wsgi="wsgi:application"),
+            app=AppConfig(name=name, hook=name, wsgi="wsgi:application", probation=0.0),
             journal=journal,
             runner=MemoryRunner(),
             checkout=self.checkout,
@@ -154,11 +167,11 @@ class OneRunsAndOneWaits(LaneCase):
         left = list(range(2_000))
         original = self.blog.checkout.fetch
 
-        async def fetch(run: Any) -> Any:
+        async def fetch(run: Any, revision: str | None) -> Any:
             if left:
                 left.pop()
                 self.submit()
-            return await original(run)
+            return await original(run, revision)
 
         self.patch(self.blog.checkout, "fetch", fetch)
         self.submit()
@@ -177,15 +190,14 @@ class OneRunsAndOneWaits(LaneCase):
 
     def test_a_bug_does_not_stop_the_lane(self) -> None:
         """Not even one outside of what a deployment can catch."""
-        original = Story.deploying
 
         def broken(story: Story, deployment: Deployment) -> Deploying:
             raise ZeroDivisionError("division by zero")
 
-        self.patch(Story, "deploying", broken)
+        patched = self.patch(lanes, "Deploying", broken)
         self.submit()
         self.turn()
-        self.patch(Story, "deploying", original)
+        patched.restore()
         self.assertEqual(len(self.faults()), 1)
         self.assertIsNone(self.lane.running)
         second = self.submit()
@@ -233,6 +245,26 @@ class LanesThatShare(LaneCase):
             self.submit(one.lane)
         self.turn()
         self.assertEqual(self.fetching(), [True, True, True])
+        self.assertEqual([one.server.state for one in self.all], ["down", "serving", "serving"])
+
+    def test_what_runs_still_is_adopted_at_once_whoever_uses_the_repository(self) -> None:
+        """A fetch of another app may wait for its remote for minutes."""
+        environment = Environment(Path("/usr/bin/python3"))
+        self.blog.server.left = left = Launch(Tree(Path("/releases/0"), commit("0"), "0"), environment, {})
+        self.successResultOf(self.lock.acquire())
+        self.lane.resume()
+        self.turn()
+        self.assertEqual((self.blog.server.launch, self.blog.server.state), (left, "serving"))
+        self.assertEqual(self.blog.checkout.calls, [])
+        self.lock.release()
+        self.assertEqual(self.blog.checkout.calls, ["keep", "current"])
+
+    def test_a_server_that_is_slow_to_start_keeps_no_other_app_from_being_served(self) -> None:
+        self.blog.server.hold("start")
+        for number, one in enumerate(self.all):
+            one.checkout.served = Tree(Path("/releases/0"), commit("0"), f"{number}")
+            one.lane.resume()
+        self.turn()
         self.assertEqual([one.server.state for one in self.all], ["down", "serving", "serving"])
 
     def test_a_failure_lets_go_of_the_repository(self) -> None:
@@ -312,6 +344,215 @@ class TakingUp(LaneCase):
         self.lane.take_up(newer)
         self.turn()
         self.assertEqual((self.outcome(older), self.outcome(newer)), (Outcome.SUPERSEDED, Outcome.DEPLOYED))
+
+    def test_one_that_was_cut_off_while_it_migrated_is_interrupted_though_a_newer_one_waits(self) -> None:
+        """T37: nobody would be told, and the newer one may be of the very same commit."""
+        cut_off, newer = self.attempted(1), self.attempted(0)
+        self.result(self.journal.describe(cut_off.id, commit=commit("a"), previous=None, release="2"))
+        self.result(self.journal.advance(cut_off.id, Phase.MIGRATING, 2.0))
+        self.lane.take_up(self.written(cut_off))
+        self.lane.take_up(newer)
+        self.turn()
+        self.assertEqual((self.outcome(cut_off), self.outcome(newer)), (Outcome.INTERRUPTED, Outcome.UNCHANGED))
+        self.assertIn("cut off while", self.written(cut_off).reason)
+        self.assertEqual(self.blog.checkout.calls.count("take"), 0)
+
+
+class HeldBack(LaneCase):
+    """A person pauses an app, or gives a deployment up."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.deployed = self.submit()
+        self.turn()
+        self.blog.checkout.tip = commit("b")
+
+    def asked(self, trigger: Trigger, wanted: str | None = None) -> Deployment:
+        deployment = self.result(self.journal.enqueue("blog", trigger, wanted))
+        self.lane.submit(deployment)
+        self.turn()
+        return deployment
+
+    def test_what_arrives_waits_and_the_newest_is_deployed_when_it_is_resumed(self) -> None:
+        self.lane.pause()
+        first = self.submit()
+        self.turn()
+        second = self.submit()
+        self.turn()
+        self.assertEqual((self.outcome(first), self.outcome(second)), (Outcome.SUPERSEDED, None))
+        self.assertEqual((self.lane.waiting, self.clock.getDelayedCalls()), (second, []))
+        self.lane.unpause()
+        self.turn()
+        self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
+
+    def test_what_a_person_asks_for_is_deployed_all_the_same(self) -> None:
+        self.lane.pause()
+        self.assertEqual(self.outcome(self.asked(Trigger.MANUAL)), Outcome.DEPLOYED)
+        self.assertEqual(self.outcome(self.asked(Trigger.ROLLBACK)), Outcome.DEPLOYED)
+
+    def test_what_a_person_asks_for_is_not_lost_to_a_push_that_comes_while_it_waits(self) -> None:
+        """The push has its turn afterwards: it may be the very commit that a person takes back."""
+        held = self.blog.server.hold("swap")
+        running = self.submit()
+        self.turn()
+        back = self.asked(Trigger.ROLLBACK, "1-aaaaaaa")
+        earlier, pushed = self.submit(), self.submit()
+        self.assertEqual((self.lane.waiting, self.outcome(earlier)), (back, Outcome.SUPERSEDED))
+        self.blog.server.waiting.clear()
+        held.happen(None)
+        self.turn()
+        self.assertEqual(self.outcome(running), Outcome.DEPLOYED)
+        self.assertEqual((self.outcome(back), self.outcome(pushed)), (Outcome.DEPLOYED, Outcome.UNCHANGED))
+        assert self.blog.server.launch is not None
+        self.assertEqual(self.blog.server.launch.tree.release, "1-aaaaaaa")
+
+    def test_what_a_person_asks_for_is_not_held_back_with_a_push_that_comes_while_it_waits(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        self.lane.pause()
+        asked, pushed = self.asked(Trigger.MANUAL), self.submit()
+        self.assertTrue(self.lane.unfinished[1:] == [asked, pushed])
+        self.blog.server.waiting.clear()
+        held.happen(None)
+        self.turn()
+        self.assertEqual((self.outcome(asked), self.outcome(pushed)), (Outcome.DEPLOYED, None))
+        self.assertEqual(self.lane.waiting, pushed)
+
+    def test_what_is_held_back_is_not_lost_to_what_a_person_asks_for(self) -> None:
+        """The newest of what has waited is deployed when the app is resumed."""
+        self.lane.pause()
+        pushed = self.submit()
+        self.assertFalse(self.lane.is_busy)
+        back = self.asked(Trigger.ROLLBACK, "1-aaaaaaa")
+        self.assertEqual((self.outcome(back), self.outcome(pushed)), (Outcome.DEPLOYED, None))
+        self.lane.unpause()
+        self.assertTrue(self.lane.is_busy)
+        self.turn()
+        self.assertEqual(self.outcome(pushed), Outcome.DEPLOYED)
+        self.assertFalse(self.lane.is_busy)
+
+    def test_a_push_that_waits_behind_what_a_person_asks_for_can_be_given_up(self) -> None:
+        self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        asked, pushed = self.asked(Trigger.MANUAL), self.submit()
+        self.assertTrue(self.lane.cancel("somebody cancelled it", pushed.id))
+        self.assertEqual((self.outcome(pushed), self.lane.waiting), (Outcome.CANCELLED, asked))
+        self.assertTrue(self.lane.cancel("somebody cancelled it", asked.id))
+        self.assertEqual((self.outcome(asked), self.lane.waiting), (Outcome.CANCELLED, None))
+
+    def test_what_a_pause_holds_back_does_not_make_a_lane_busy(self) -> None:
+        """Who waits for something to be deployed would wait for ever."""
+        self.assertFalse(self.lane.is_busy)
+        self.lane.pause()
+        self.submit()
+        self.turn()
+        self.assertFalse(self.lane.is_busy)
+        held = self.blog.server.hold("swap")
+        self.lane.unpause()
+        self.assertTrue(self.lane.is_busy)
+        self.turn()
+        self.assertTrue(self.lane.is_busy)
+        held.happen(None)
+        self.assertFalse(self.lane.is_busy)
+
+    def test_a_pause_outlives_a_start(self) -> None:
+        self.result(self.journal.steer("blog", Steering(paused=True)))
+        waiting = self.queued()
+        self.lane.take_up(waiting)
+        self.lane.resume()
+        self.turn()
+        self.assertIsNone(self.outcome(waiting))
+        self.assertEqual(self.blog.server.calls[-1], "swap")
+        self.assertEqual(self.lane.waiting, waiting)
+
+    def test_one_that_runs_is_given_up_and_the_next_one_has_its_turn(self) -> None:
+        self.blog.server.hold("swap")
+        running = self.submit()
+        self.turn()
+        waiting = self.submit()
+        self.blog.server.waiting.clear()
+        self.assertTrue(self.lane.cancel("somebody cancelled it", running.id))
+        self.turn()
+        self.assertEqual((self.outcome(running), self.outcome(waiting)), (Outcome.CANCELLED, Outcome.DEPLOYED))
+        self.assertIsNone(self.lane.running)
+        self.assertFalse(self.lock.locked)
+        self.assertFalse(self.faults())
+
+    def test_it_can_be_done_again_and_again(self) -> None:
+        for _ in range(3):
+            self.blog.checkout.hold("fetch")
+            running = self.submit()
+            self.turn()
+            self.assertTrue(self.lane.cancel("somebody cancelled it"))
+            self.turn()
+            self.assertEqual(self.outcome(running), Outcome.CANCELLED)
+            self.assertFalse(self.lock.locked)
+
+    def test_one_that_waits_is_given_up(self) -> None:
+        self.blog.checkout.hold("fetch")
+        running = self.submit()
+        self.turn()
+        waiting = self.submit()
+        self.assertTrue(self.lane.cancel("somebody cancelled it", waiting.id))
+        self.assertEqual((self.outcome(waiting), self.lane.waiting), (Outcome.CANCELLED, None))
+        self.assertIsNone(self.outcome(running))
+
+    def test_one_that_has_ended_is_not_given_up(self) -> None:
+        self.assertFalse(self.lane.cancel("somebody cancelled it", self.deployed.id))
+        self.assertFalse(self.lane.cancel("somebody cancelled it"))
+
+    def test_a_stop_while_one_is_given_up_ends_it_too(self) -> None:
+        self.blog.server.hold("swap")
+        running = self.submit()
+        self.turn()
+        self.assertTrue(self.lane.cancel("somebody cancelled it", running.id))
+        self.result(self.lane.stop())
+        self.assertEqual(self.outcome(running), Outcome.CANCELLED)
+
+    def test_one_that_was_cut_off_while_it_migrated_is_interrupted(self) -> None:
+        """T37."""
+        cut_off = self.queued()
+        self.result(self.journal.begin(cut_off.id, 1.0))
+        self.result(self.journal.describe(cut_off.id, commit=commit("b"), previous=None, release="2"))
+        self.result(self.journal.advance(cut_off.id, Phase.MIGRATING, 2.0))
+        [unfinished] = self.result(self.journal.unfinished())
+        self.lane.take_up(unfinished)
+        self.lane.resume()
+        self.turn()
+        self.assertEqual(self.outcome(cut_off), Outcome.INTERRUPTED)
+        self.assertEqual(self.blog.checkout.calls.count("take"), 1)
+
+
+class StoppingWhileItMigrates(LaneCase):
+    """A migration is not to be left half done."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        app = replace(self.blog.story.app, migrate=(StepConfig("migrate", ("manage", "migrate")),))
+        runner = MemoryRunner()
+        self.lane.configure(replace(self.blog.story, app=app, runner=runner), self.lock)
+        self.held = runner.hold("migrate")
+        self.deployment = self.submit()
+        self.turn()
+        self.stopping = Deferred.fromCoroutine(self.lane.stop())
+
+    def migrated(self) -> str | None:
+        kept = self.result(self.journal.deployment(self.deployment.id))
+        return kept.migrated if kept else None
+
+    def test_its_end_is_waited_for_and_nothing_is_begun_after_it(self) -> None:
+        self.assertNoResult(self.stopping)
+        self.held.happen(None)
+        self.successResultOf(self.stopping)
+        self.assertEqual((self.outcome(self.deployment), self.migrated()), (None, "a" * 40))
+        self.assertEqual(self.blog.server.calls, [])
+
+    def test_it_is_cut_off_by_a_caller_without_patience(self) -> None:
+        self.stopping.cancel()
+        self.failureResultOf(self.stopping, CancelledError)
+        self.assertEqual((self.outcome(self.deployment), self.migrated()), (None, None))
 
 
 class Resuming(LaneCase):
@@ -540,7 +781,7 @@ class Stopping(LaneCase):
         gone: Deferred[None] = Deferred()
         asked: list[Deferred[None]] = []
 
-        async def swap(launch: Launch, entered: object) -> None:
+        async def swap(launch: Launch, entered: object, **_: object) -> None:
             try:
                 await Deferred(asked.append)
             finally:
@@ -556,7 +797,7 @@ class Stopping(LaneCase):
         self.successResultOf(stopping)
 
     def test_what_ends_well_in_spite_of_it_is_the_last(self) -> None:
-        async def swap(launch: Launch, entered: object) -> None:
+        async def swap(launch: Launch, entered: object, **_: object) -> None:
             await Deferred(lambda unwilling: unwilling.callback(None))
 
         self.patch(self.blog.server, "swap", swap)

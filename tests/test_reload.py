@@ -106,6 +106,28 @@ def test_a_refused_reload_opens_no_port(release: Hookdeploy, taken_by: str) -> N
     until(lambda: is_listened_on(free), "the port that was not left taken")
 
 
+def test_a_reload_warns_as_a_start_does(release: Hookdeploy) -> None:
+    release.start()
+    release.first()
+    idle = RELEASE.replace("[hooks.github]", '[hooks.idle]\nsecrets = [{ file = "hook.secret" }]\n\n[hooks.github]')
+    hang_up(release, idle, "hooks.idle: no app uses it")
+    release.wait_for_log(AGAIN)
+
+
+def test_an_address_can_be_taken_back_that_nothing_has_left_yet(release: Hookdeploy) -> None:
+    """What was to serve at another one did not start, so the app itself still has the old address."""
+    release.start()
+    release.first()
+    elsewhere = RELEASE.replace("APP_PORT", str(free_port())).replace("wsgi:", "nowhere:")
+    hang_up(release, elsewhere)
+    release.wait_for_log("the server cannot start; ")
+    assert release.page() == "one"
+    hang_up(release, RELEASE)
+    until(lambda: release.log.count("web: serving ") == 2, "the swap to the good configuration")
+    assert release.page() == "one"
+    assert REFUSED not in release.log
+
+
 def test_another_branch_is_deployed_after_a_reload(release: Hookdeploy, origin: Origin) -> None:
     """Nobody needs to push for it."""
     on_main = origin.push(site("one"))
@@ -176,6 +198,7 @@ def test_a_umask_that_was_asked_for_is_honoured(release: Hookdeploy, umask: int)
     pid = int(until(lambda: pidfile.read_text() if pidfile.exists() else "", "pid file"))
     try:
         release.wait_for_page("one")
+        until((release.state / "apps/web/current").exists, "current release")  # it is made that once it serves
         current = (release.state / "apps/web/current").resolve()
         for name in ("wsgi.py", "built.css"):
             assert (current / name).stat().st_mode & 0o777 == 0o666 & ~umask, name

@@ -52,7 +52,9 @@ wsgi = "wsgi:application"
 bind = "127.0.0.1:APP_PORT"
 workers = 1
 drain = "5s"
+probation = "0s"
 """
+IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
 HELD = RELEASE + 'build = ["sh DIRECTORY/build.sh"]\n'
 BUILD = "echo >> DIRECTORY/built; while [ -e DIRECTORY/hold ]; do sleep 0.02; done"
 
@@ -75,6 +77,14 @@ def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
 
 @pytest.fixture
 def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with a configuration file and a clone of the origin; not started yet."""
+    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
+    with put_away(Hookdeploy(tmp_path, config=IN_PLACE)) as hookdeploy:
+        yield hookdeploy
+
+
+@pytest.fixture
+def by_environment(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
     """A hookdeploy that is told by its environment to keep a clone up to date; not started yet."""
     git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
     environ = {
@@ -125,16 +135,16 @@ def mode(path: Path) -> int:
 # --- from a push to a new page
 
 
-def test_an_existing_clone_is_kept_up_to_date_and_served(in_place: Hookdeploy, origin: Origin) -> None:
-    in_place.start()
-    in_place.wait_for_page("one")
-    assert in_place.api("/deployments") == []
+def test_an_existing_clone_is_kept_up_to_date_and_served(by_environment: Hookdeploy, origin: Origin) -> None:
+    by_environment.start()
+    by_environment.wait_for_page("one")
+    assert by_environment.api("/deployments") == []
     tip = origin.push(site("two"))
-    done = in_place.ended(in_place.announce(tip))
+    done = by_environment.ended(by_environment.announce(tip))
     assert (done["outcome"], done["trigger"], done["revision"]) == ("deployed", "push", tip)
-    in_place.wait_for_page("two")
-    assert f"Repository updated with commit {tip[:6]}" in in_place.log
-    assert git(in_place.directory / "clone", "rev-parse", "HEAD") == tip
+    by_environment.wait_for_page("two")
+    assert f"Repository updated with commit {tip[:6]}" in by_environment.log
+    assert git(by_environment.directory / "clone", "rev-parse", "HEAD") == tip
 
 
 def test_pushes_in_quick_succession_are_all_served_in_place(in_place: Hookdeploy, origin: Origin) -> None:
@@ -147,15 +157,15 @@ def test_pushes_in_quick_succession_are_all_served_in_place(in_place: Hookdeploy
         in_place.wait_for_page(page)
 
 
-def test_the_app_sees_what_is_declared_and_nothing_else(in_place: Hookdeploy, origin: Origin) -> None:
+def test_the_app_sees_what_is_declared_and_nothing_else(by_environment: Hookdeploy, origin: Origin) -> None:
     """P80, through the running program: the secret is in hookdeploy's own environment."""
     origin.push({"wsgi.py": site("")["wsgi.py"].replace("''", "' '.join(__import__('os').environ)")})
-    in_place.start()
-    in_place.ended(in_place.announce(git(origin.path, "rev-parse", "main")))
-    until(lambda: "PATH" in in_place.page(), "page with names")
+    by_environment.start()
+    by_environment.ended(by_environment.announce(git(origin.path, "rev-parse", "main")))
+    until(lambda: "PATH" in by_environment.page(), "page with names")
     own = {f"HOOKDEPLOY_{name}" for name in ("APP", "REVISION", "PREVIOUS", "BRANCH", "RELEASE", "DEPLOYMENT")}
     of_gunicorn = {"SERVER_SOFTWARE", "LISTEN_FDS", "LISTEN_PID", "LC_CTYPE"}
-    assert set(in_place.page().split()) - of_gunicorn == {"PATH", "HOME", "LANG", *own}
+    assert set(by_environment.page().split()) - of_gunicorn == {"PATH", "HOME", "LANG", *own}
 
 
 def test_a_first_start_deploys_by_itself_and_a_push_makes_the_page_new(release: Hookdeploy, origin: Origin) -> None:
@@ -174,6 +184,24 @@ def test_a_first_start_deploys_by_itself_and_a_push_makes_the_page_new(release: 
     assert (app["revision"], app["subject"], app["server"]["state"]) == (tip, "The second page", "serving")
     assert (release.state / "apps/web/current").resolve().name == app["release"]
     assert "swapping" in release.log_of(done["id"])
+
+
+def test_who_may_pass_through_the_state_directory_reads_trees_and_what_they_are_of(release: Hookdeploy) -> None:
+    """An account of an app's own has to reach its releases; all else there is ours."""
+    release.start()
+    release.first()
+    for way in (release.state, release.state / "apps"):
+        way.chmod(0o711)
+    reached = [path for path in release.state.rglob("*") if all(mode(way) & 0o001 for way in ways_to(release, path))]
+    files = [path for path in reached if not path.is_dir() and not path.is_symlink()]
+    read = {"/".join(path.relative_to(release.state).parts[:3]) for path in files if mode(path) & 0o006}
+    assert read == {f"apps/web/{name}" for name in ("releases", "commits", "indexes", "served")}
+    assert {path.name for path in files if path.parent == release.state} >= {"lock", "journal.sqlite3", "api.sock"}
+
+
+def ways_to(hookdeploy: Hookdeploy, path: Path) -> list[Path]:
+    """The directories from the state directory to a file in it."""
+    return [way for way in path.parents if way.is_relative_to(hookdeploy.state)]
 
 
 def test_the_state_directory_may_have_a_long_name(release: Hookdeploy) -> None:
@@ -406,32 +434,32 @@ def test_sigterm_during_a_build_leaves_the_deployment_for_the_next_start(held: H
     hookdeploy.wait_for_page("two")
 
 
-def test_it_runs_in_the_background_and_ends_by_sigterm(in_place: Hookdeploy, origin: Origin) -> None:
+def test_it_runs_in_the_background_and_ends_by_sigterm(by_environment: Hookdeploy, origin: Origin) -> None:
     """Under twistd's own umask, which is 077: what it writes into the clone can be read by others nevertheless."""
-    directory = in_place.directory
+    directory = by_environment.directory
     pidfile, logfile = directory / "hookdeploy.pid", directory / "hookdeploy.log"
-    done = in_place.run(f"--pidfile={pidfile}", f"--logfile={logfile}")
+    done = by_environment.run(f"--pidfile={pidfile}", f"--logfile={logfile}")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pid = int(until(lambda: pidfile.read_text() if pidfile.exists() else "", "pid file"))
     try:
-        in_place.wait_for_page("one")
+        by_environment.wait_for_page("one")
         tip = origin.push({**site("two"), "new.css": "a {}"})
-        in_place.ended(in_place.announce(tip))
-        in_place.wait_for_page("two")
+        by_environment.ended(by_environment.announce(tip))
+        by_environment.wait_for_page("two")
         assert os.getsid(pid) != os.getsid(0)
         assert f"Repository updated with commit {tip[:6]}" in logfile.read_text()
         assert mode(directory / "clone/new.css") == 0o644
-        assert mode(in_place.state) == 0o700
+        assert mode(by_environment.state) == 0o700
         for name in ("journal.sqlite3", "api.sock"):
-            assert mode(in_place.state / name) == 0o600
-        for file in (in_place.state / "logs").iterdir():
+            assert mode(by_environment.state / name) == 0o600
+        for file in (by_environment.state / "logs").iterdir():
             assert mode(file) == 0o600
     finally:
         os.kill(pid, signal.SIGTERM)
         until(lambda: not processes_of(directory), "end of all its processes")
     assert not pidfile.exists()
-    assert not is_listened_on(in_place.hook_port)
-    assert not is_listened_on(in_place.app_port)
+    assert not is_listened_on(by_environment.hook_port)
+    assert not is_listened_on(by_environment.app_port)
 
 
 # --- what cannot start
@@ -469,15 +497,15 @@ def test_two_of_them_do_not_share_a_state_directory(release: Hookdeploy) -> None
     ],
 )
 def test_an_environment_that_cannot_be_served_is_one_line_and_exit_1(
-    in_place: Hookdeploy, environ: dict[str, str], complaint: str
+    by_environment: Hookdeploy, environ: dict[str, str], complaint: str
 ) -> None:
     """P93, and P09: nothing listens."""
-    (in_place.directory / "file").touch()
-    (in_place.directory / "state").mkdir(mode=0o700)
-    in_place.change_environ(environ)
-    [line] = refusal(in_place)
-    assert line.startswith(f"hookdeploy: environment: {complaint.format(in_place.directory)}")
-    assert not is_listened_on(in_place.hook_port)
+    (by_environment.directory / "file").touch()
+    (by_environment.directory / "state").mkdir(mode=0o700)
+    by_environment.change_environ(environ)
+    [line] = refusal(by_environment)
+    assert line.startswith(f"hookdeploy: environment: {complaint.format(by_environment.directory)}")
+    assert not is_listened_on(by_environment.hook_port)
 
 
 def test_what_fails_after_it_has_gone_into_the_background_is_in_the_log_and_ends_it_with_1(release: Hookdeploy) -> None:
@@ -721,6 +749,18 @@ def test_a_delivery_that_comes_while_nobody_is_there_waits_and_is_answered(relea
     release.wait_for_page("two")
 
 
+def test_sigquit_ends_it_for_a_restart_that_costs_no_request(either: Hookdeploy) -> None:
+    """What systemd sends for a restart, as the unit tells it to."""
+    server, visitors = server_of(either), Visitors(either)
+    with visitors.here():
+        assert either.stop(signal.SIGQUIT) == 0
+        asked = visitors.served
+        until(lambda: visitors.served > asked + 10, "visitors while nobody is there")
+        either.start()
+        until(lambda: server_of(either) == server, "the same server")
+    assert visitors.missed == 0
+
+
 def test_a_server_that_died_with_hookdeploy_is_started_again(release: Hookdeploy) -> None:
     release.start()
     release.first()
@@ -747,19 +787,42 @@ def test_sigterm_after_an_adoption_leaves_nothing(either: Hookdeploy) -> None:
     assert list(either.state.glob("apps/*/servers/*")) == []
 
 
-def test_a_keeper_that_was_killed_is_replaced_at_the_next_reload(release: Hookdeploy, origin: Origin) -> None:
+def test_a_keeper_that_was_killed_is_replaced_at_once_and_a_kill_of_ours_then_costs_nothing(
+    release: Hookdeploy, origin: Origin
+) -> None:
+    release.start()
+    release.first()
+    server, visitors = server_of(release), Visitors(release)
+    [keeper] = kept_by(release)
+    with visitors.here():
+        os.kill(keeper, signal.SIGKILL)
+        release.wait_for_log("the keeper of the sockets has died")
+        release.wait_for_log("a new keeper holds the sockets")
+        release.stop(signal.SIGKILL)
+        release.start()
+        until(lambda: server_of(release) == server, "the same server")
+        assert release.ended(release.announce(origin.push(site("two"))))["outcome"] == "deployed"
+        release.wait_for_page("two")
+    assert visitors.missed == 0
+    assert len(kept_by(release)) == 1
+
+
+def test_without_a_keeper_a_server_that_is_ours_gives_its_port_back(release: Hookdeploy, origin: Origin) -> None:
+    """Both were killed at once, as when the machine is out of memory: better a moment's refusal than no start."""
     release.start()
     release.first()
     server = server_of(release)
     [keeper] = kept_by(release)
+    os.kill(release.pid, signal.SIGSTOP)  # so that it cannot replace the keeper first
     os.kill(keeper, signal.SIGKILL)
-    reload(release, RELEASE)
-    until(lambda: [pid for pid in kept_by(release) if pid != keeper], "new keeper")
-    until(lambda: "the keeper of the sockets has died" in release.log, "word of it")
     release.stop(signal.SIGKILL)
+    assert release.page() == "one"
     release.start()
-    until(lambda: server_of(release) == server, "the same server")
-    release.ended(release.announce(origin.push(site("two"))))
+    assert "127.0.0.1" in release.log.partition("was killed together with hookdeploy")[2]
+    release.wait_for_page("one")
+    until(lambda: is_alone(release, server_of(release)), "one new server")
+    assert server_of(release) != server
+    assert release.ended(release.announce(origin.push(site("two"))))["outcome"] == "deployed"
     release.wait_for_page("two")
 
 

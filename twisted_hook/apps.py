@@ -5,31 +5,40 @@ The wiring of one app; ``tap`` wires the process.
 
 from __future__ import annotations
 
+import shutil
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from twisted.internet.defer import DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
-from twisted_hook.appserver import GunicornServer
+from twisted_hook.accounts import Account, NeedsRoot, NoSuchAccount, to_become
+from twisted_hook.appserver import SocketServer
 from twisted_hook.boundaries import Checkout, CommandRunner, DeploymentLog, Environments, Journal
+from twisted_hook.candidate import Trials
 from twisted_hook.clone import Clone
-from twisted_hook.commands import Ambient
+from twisted_hook.commands import GIT_TIMEOUT, Ambient
 from twisted_hook.config import AppConfig, ConfigError
 from twisted_hook.configfile import SHORTEST_REDACTED, read_env_file
-from twisted_hook.deploy import Story
 from twisted_hook.deploymentlog import FileLog
 from twisted_hook.environments import KeyedEnvironments, OwnEnvironments
 from twisted_hook.lanes import Lane
-from twisted_hook.model import StepFailed
+from twisted_hook.model import Deployment, JournalUnavailable, Refused, Steering, StepFailed, Tree, Trigger
 from twisted_hook.process import Reactor
 from twisted_hook.redaction import Redactor
 from twisted_hook.releases import Releases, mirror_name
+from twisted_hook.story import Story
 
+COMMANDS = "commands"
+"""The directory in the state directory in which running commands are written down."""
+USUAL_FLOOR = 256 * 1024**2
+"""Bytes that must be free before a deployment begins; on a small disk, a twentieth of it."""
 LOGS_KEPT = 1000
 """Logs of deployments, of all apps together."""
 
@@ -45,12 +54,24 @@ class Tools:
     ambient: Ambient
     now: Callable[[], float]
     redactor: Redactor
+    min_free: int | None = None
+    """Bytes; see ``ServerConfig``."""
     locks: defaultdict[str, DeferredLock] = field(default_factory=lambda: defaultdict(DeferredLock))
     """One for each repository."""
 
     def shown(self, text: str) -> str:
         """Text from outside with its secrets masked and its control characters made harmless."""
         return self.redactor.text(text)
+
+    def ask_for_room(self) -> None:
+        """Raises ``StepFailed`` if less is free on the state directory's disk than a deployment may begin with."""
+        disk = shutil.disk_usage(self.state)
+        floor = min(USUAL_FLOOR, disk.total // 20) if self.min_free is None else self.min_free
+        if disk.free < floor:
+            raise StepFailed(
+                f"the disk of {self.state} is nearly full: {_mebibytes(disk.free)} are free, and server.min_free "
+                f"asks for {_mebibytes(floor)}; make room, and deploy again"
+            )
 
     def open_log(self, deployment: str) -> DeploymentLog:
         logs = sorted((self.state / "logs").glob("[0-9]*.log"))  # their names are ids, which sort by time
@@ -62,12 +83,16 @@ class Tools:
 class App:
     """One app at work."""
 
+    _log = Logger()
+
     def __init__(self, tools: Tools, config: AppConfig, listener: socket.socket | None) -> None:
         self._tools = tools
         self.config = config
-        self.server: GunicornServer | None = None
+        self.server: SocketServer | None = None
+        self._turn = DeferredLock()  # of two who steer at once, the second must see what the first has changed
+        self._trials = Trials(tools.reactor, tools.state / COMMANDS)
         if listener is not None:
-            self.server = GunicornServer(
+            self.server = SocketServer(
                 tools.reactor,
                 app=config,
                 listener=listener,
@@ -75,8 +100,10 @@ class App:
                 log=tools.state / "logs" / f"{config.name}.server.log",
                 now=tools.now,
                 shown=tools.shown,
+                gave_up=self._put_back,
+                try_out=self._trials.try_out,
             )
-        story = self._story()
+        self._story = story = self._new_story()
         self.lane = Lane(tools.reactor, story=story, lock=self._lock(story), journal=tools.journal, now=tools.now)
 
     @property
@@ -96,22 +123,95 @@ class App:
         self.config = config
         if self.server is not None and listener is not None:
             self.server.configure(config, listener)
-        story = self._story()
+        self._story = story = self._new_story()
         self.lane.configure(story, self._lock(story))
         self.lane.resume()
+
+    # What a person asks for.
+
+    async def steering(self) -> Steering:
+        """How a person holds it back."""
+        return await self._tools.journal.steering(self.name)
+
+    async def kept(self) -> Sequence[Tree]:
+        """The releases that can be put back, the newest first. Raises ``StepFailed``."""
+        return await self._story.checkout.kept(self._tools.runner)
+
+    async def deploy(self, revision: str | None = None) -> Deployment:
+        """Deploy the branch's tip, or the commit with this id; also what runs already, or was put back."""
+        deployment = await self._tools.journal.enqueue(self.name, Trigger.MANUAL, revision)
+        self.lane.submit(deployment)
+        return deployment
+
+    async def roll_back(self, release: str | None = None) -> Deployment:
+        """Put this kept release back, or the good one before the current; what is being deployed is given up.
+
+        Raises ``Refused`` if there is no such release.
+        """
+        try:
+            tree = await self._story.way_back(release)
+        except StepFailed as failed:
+            raise Refused(409, failed.reason) from failed
+        if tree is None and release is not None:
+            raise Refused(404, f"{self.name} keeps no release {release}")
+        if tree is None:
+            raise Refused(409, f"{self.name} keeps no good release from before the one that it serves")
+        deployment = await self._tools.journal.enqueue(self.name, Trigger.ROLLBACK, tree.release)
+        self.lane.cancel("a rollback took its place")
+        self.lane.submit(deployment)
+        return deployment
+
+    async def cancel(self, deployment: str) -> bool:
+        """Give this deployment up; False if it is too late, or is none of this app's."""
+        return self.lane.cancel("somebody cancelled it", deployment)
+
+    async def pin(self) -> None:
+        """Keep what serves: what arrives from now on is not deployed."""
+        await self._steer(pinned=True)
+
+    async def unpin(self) -> None:
+        """Deploy what arrives from now on."""
+        await self._steer(pinned=False)
+
+    async def pause(self) -> None:
+        """Let what arrives wait."""
+        await self._steer(paused=True)
+        self.lane.pause()
+
+    async def resume(self) -> None:
+        """Deploy the newest of what has waited, and what arrives."""
+        await self._steer(paused=False)
+        self.lane.unpause()
+
+    async def _steer(self, **changed: bool) -> None:
+        async with self._turn:
+            await self._tools.journal.steer(self.name, replace(await self.steering(), **changed))
+
+    def _put_back(self, reason: str) -> None:
+        """The server keeps dying: serve the good release before it, unless something newer comes anyway."""
+        if not self.lane.is_busy:
+            Deferred.fromCoroutine(self.roll_back()).addErrback(self._cannot_put_back)
+
+    def _cannot_put_back(self, failure: Failure) -> None:
+        if failure.check(Refused, JournalUnavailable) is None:
+            self._log.failure("{app}: putting the release before back", failure, app=self.name)
+        else:
+            self._log.error("{app}: nothing is put back: {reason}", app=self.name, reason=str(failure.value))
 
     async def leave(self) -> None:
         """End what is being deployed, and leave what serves to the next hookdeploy."""
         await self.lane.stop()
         if self.server is not None:
             self.server.leave()
+        await self._trials.over()
 
     async def stop(self) -> None:
         await self.lane.stop()
         if self.server is not None:
             await self.server.stop()
+        await self._trials.over()
 
-    def _story(self) -> Story:
+    def _new_story(self) -> Story:
         tools, config = self._tools, self.config
         return Story(
             app=config,
@@ -125,6 +225,8 @@ class App:
             ambient=tools.ambient,
             now=tools.now,
             shown=tools.shown,
+            ask_for_room=tools.ask_for_room,
+            home=self._account.home if self._account else None,
         )
 
     def _open_log(self, deployment: str) -> DeploymentLog:
@@ -132,12 +234,21 @@ class App:
             self._declared()
         return self._tools.open_log(deployment)
 
+    @property
+    def _account(self) -> Account | None:
+        """The account as which steps and server run, if it is not ours."""
+        try:
+            return to_become(self.config.user)
+        except (NoSuchAccount, NeedsRoot):  # it was there when the configuration was read: what runs as it will say so
+            return None
+
     def _lock(self, story: Story) -> DeferredLock:
         return self._tools.locks[story.checkout.repository]
 
     def _checkout(self) -> Checkout:
         tools, config = self._tools, self.config
         directory = tools.state / "apps" / config.name
+        timeout = min(config.step_timeout, GIT_TIMEOUT)
         if config.path is not None:
             return Clone(
                 path=config.path,
@@ -146,6 +257,7 @@ class App:
                 directory=directory,
                 ambient=tools.ambient,
                 now=tools.now,
+                timeout=timeout,
             )
         url = config.repository or ""
         return Releases(
@@ -157,6 +269,9 @@ class App:
             keep_newest=config.keep,
             ambient=tools.ambient,
             now=tools.now,
+            timeout=timeout,
+            shared=config.shared,
+            owner=(self._account.uid, self._account.gid) if self._account else None,
         )
 
     def _environments(self) -> Environments:
@@ -170,6 +285,8 @@ class App:
             path=self._tools.ambient.path,
             timeout=self.config.step_timeout,
             keep_newest=self.config.keep,
+            user=self.config.user,
+            nice=self.config.nice,
         )
 
     def _declared(self) -> Mapping[str, str]:
@@ -184,6 +301,10 @@ class App:
             value for value in read.values() if len(value) >= SHORTEST_REDACTED
         )
         return {**config.env, **read}
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 1024**2:.0f} MiB"
 
 
 def servers_of(state: Path, app: str) -> Path:

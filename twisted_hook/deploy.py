@@ -1,4 +1,4 @@
-"""The story of one deployment, in order: fetch, build, start, check, swap, tell.
+"""One deployment, in order: fetch, build, migrate, start, check, swap, watch, tell.
 
 Works over boundaries only and knows no tool by name. It decides what a failure means: what was running keeps
 running, and the reason is written down.
@@ -7,16 +7,14 @@ running, and the reason is written down.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
-from twisted_hook.boundaries import AppServer, Checkout, CommandRunner, DeploymentLog, Environments, Journal
-from twisted_hook.commands import Ambient, deployment_context, step_environment
-from twisted_hook.config import AppConfig, StepConfig
+from twisted_hook.boundaries import AppServer
+from twisted_hook.config import StepConfig
 from twisted_hook.model import (
     Command,
     CommandResult,
@@ -27,95 +25,25 @@ from twisted_hook.model import (
     Launch,
     Outcome,
     Phase,
+    ProbationFailed,
     Step,
     StepFailed,
     Tree,
+    Trigger,
 )
+from twisted_hook.story import Story
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Story:
-    """What every deployment of one app needs."""
-
-    app: AppConfig
-    journal: Journal
-    runner: CommandRunner
-    checkout: Checkout
-    environments: Environments
-    server: AppServer | None
-    open_log: Callable[[str], DeploymentLog]
-    """The log of a deployment, by its id."""
-    declared: Callable[[], Mapping[str, str]]
-    """What the app declares for its environment, read anew. Raises ``StepFailed``."""
-    ambient: Ambient
-    now: Callable[[], float]
-    shown: Callable[[str], str]
-    """Text from outside with its secrets masked and its control characters made harmless."""
-
-    def deploying(self, deployment: Deployment) -> Deploying:
-        return Deploying(self, deployment)
-
-    async def resume(self) -> bool:
-        """Serve the current tree, after a start or a change of configuration. False if there is none yet."""
-        adopted = self.server.adopt() if self.server is not None and self.server.launch is None else None
-        tree = await self.checkout.current(self.runner)
-        if self.server is not None and adopted is not None:
-            if tree is None or tree.release != adopted.tree.release:
-                await self.checkout.keep(self.runner, adopted.tree)  # it served, but could not be made current any more
-            if not self.server.outdated:
-                return True
-            tree = adopted.tree
-        if tree is None:
-            return False
-        if self.server is not None:
-            env = self.env(tree, previous=None, deployment=await self._last_id())
-            environment = await self.environments.prepare(self.runner, tree, env)
-            launch = Launch(tree, environment, self.serving(env, environment))
-            if self.server.launch is None:
-                await self.server.start(launch)
-            else:
-                await self.server.swap(launch, lambda phase: None)
-        return True
-
-    async def was_never_built(self) -> bool:
-        """Whether the app has steps, and no deployment has run them yet: an existing clone at the first start."""
-        if self.app.build in ("auto", ()):
-            return False
-        return await self.journal.last(self.app.name) is None
-
-    async def _last_id(self) -> str:
-        try:
-            last = await self.journal.last(self.app.name)
-        except JournalUnavailable:  # what cannot be remembered can still be served
-            return ""
-        return last.id if last else ""
-
-    def env(self, tree: Tree, *, previous: str | None, deployment: str) -> dict[str, str]:
-        """What the steps of a deployment see."""
-        context = deployment_context(
-            app=self.app.name,
-            revision=tree.commit.revision,
-            previous=previous,
-            branch=self.app.branch,
-            release=tree.release,
-            deployment=deployment,
-        )
-        return step_environment(self.ambient, declared=self.declared(), context=context)
-
-    def serving(self, env: Mapping[str, str], environment: Environment) -> dict[str, str]:
-        """What the server sees: what the steps see, and its virtual environment first on PATH."""
-        if environment.directory is None:
-            return dict(env)
-        path = f"{environment.directory / 'bin'}:{env['PATH']}"
-        return {**env, "PATH": path, "VIRTUAL_ENV": str(environment.directory)}
+BAD = frozenset({Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.INTERRUPTED})
+BY_A_PERSON = frozenset({Trigger.MANUAL, Trigger.ROLLBACK})
+"""Triggers that neither a pin nor a pause holds back."""
 
 
 class Deploying:
     """One deployment on its way. It records its own end: neither method raises anything but ``CancelledError``.
 
-    A cancelled one stays without an outcome, so that the next start of hookdeploy takes it up.
+    One that is cancelled because hookdeploy stops stays without an outcome, so that the next start takes it up.
     """
 
     _logger = Logger()
@@ -125,11 +53,20 @@ class Deploying:
         self._deployment = deployment
         self._app = story.app
         self._log = story.open_log(deployment.id)
+        self._goes_back = deployment.trigger is Trigger.ROLLBACK
         self._previous: str | None = None
-        self._commit = "the tip"
+        self._commit = deployment.wanted or "the tip"
         """What is deployed, in words."""
         self._cut_off = False
         """It was begun before: its tree may be there, and half built."""
+        self._migrated: str | None = None
+        self._migrating = False
+        self._tree: Tree | None = None
+        self._unwanted = ""
+        """Why a person does not want it any more."""
+        self._leaves_off = False
+        self._decided = False
+        """It serves, or has failed: too late to give it up."""
         self.ended = False
         """Its outcome is in the journal."""
 
@@ -137,15 +74,36 @@ class Deploying:
         """Fetch and check out what is to be deployed; None if it has ended here. Wants the repository's lock."""
         tree = await self._recording(self._obtain())
         if tree is None:
+            await self._let_go()
             self._log.close()
         return tree
 
     async def release(self, tree: Tree) -> None:
         """Build the tree, start it, and put it in the place of what serves."""
-        released = await self._recording(self._release(tree))
-        if not released and not self._serves(tree):
-            await self._recording(self._story.checkout.discard(self._story.runner, tree))
-        self._log.close()
+        try:
+            environment = await self._recording(self._release(tree))
+            if environment is None:
+                await self._let_go()
+            else:
+                await self._tidy_up(environment)
+        finally:
+            self._log.close()
+
+    def give_up(self, reason: str) -> bool:
+        """A person does not want it any more: what it waits for will be cancelled. False if it is too late for that."""
+        if self._decided:
+            return False
+        self._unwanted = reason
+        return True
+
+    def leave_off(self) -> None:
+        """hookdeploy stops: go no further than to the end of the migration."""
+        self._leaves_off = True
+
+    @property
+    def may_be_cut_off(self) -> bool:
+        """Whether what it waits for may be cancelled now; a migration is not to be left half done."""
+        return not self._migrating
 
     async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
         """Run a command with its output in the deployment's log; what the checkout and the environments run with."""
@@ -156,67 +114,156 @@ class Deploying:
         return result
 
     async def _obtain(self) -> Tree | None:
+        story = self._story
+        begun = await story.journal.begin(self._deployment.id, story.now())
+        if begun.outcome is not None:  # written, though whoever wrote it had to believe that it was not
+            self.ended = True
+            return None
+        self._cut_off, self._migrated, self._previous = begun.attempts > 1, begun.migrated, begun.previous
+        if begun.phase is Phase.MIGRATING:
+            if begun.revision is not None:
+                self._commit = story.shown(f"{begun.revision[:7]} {begun.subject!r}")
+            await self._finish(Outcome.INTERRUPTED, story.cut_off_in_migration(begun))
+            return None
+        if not self._by_a_person and (await story.steering()).pinned:
+            await self._nothing_to_do("the app is pinned to what it serves")
+            return None
+        self._tree = await (self._find_way_back() if self._goes_back else self._follow())
+        return self._tree
+
+    async def _follow(self) -> Tree | None:
+        """What the remote has, or what a person has named of it."""
         checkout = self._story.checkout
-        begun = await self._story.journal.begin(self._deployment.id, self._story.now())
-        self._cut_off = begun.attempts > 1
+        await checkout.make_room(self)
+        self._story.ask_for_room()
         await self._enter(Phase.FETCHING)
-        commit = await checkout.fetch(self)
+        commit = await checkout.fetch(self, self._deployment.wanted)
         current = await checkout.current(self)
         self._previous = current.commit.revision if current else None
         await self._describe(commit, None)
-        if current is not None and current.commit.revision == commit.revision and await self._runs(commit):
-            await self._nothing_to_do(commit)
+        if self._previous == commit.revision and await self._runs(commit):
+            await self._nothing_to_do(f"{commit.revision[:7]} runs already")
             return None
-        tree = await checkout.take(self, commit)
+        objection = "" if self._by_a_person else await self._story.objection(commit.revision)
+        if objection:
+            again = f"hookdeploy deploy {self._app.name} deploys it all the same"
+            await self._nothing_to_do(f"{commit.revision[:7]} {objection}, so it waits for a newer commit; {again}")
+            return None
+        self._tree = tree = await checkout.take(self, commit)
         self._logger.info("Repository updated with commit {short}", short=tree.commit.revision[:6], app=self._app.name)
         if self._previous == tree.commit.revision and await self._runs(tree.commit):
-            await self._nothing_to_do(tree.commit)
+            await checkout.discard(self, tree, self._in_use)
+            await self._nothing_to_do(f"{tree.commit.revision[:7]} runs already")
             return None
         await self._describe(tree.commit, tree.release)
         return tree
 
-    async def _release(self, tree: Tree) -> bool:
+    async def _find_way_back(self) -> Tree:
+        checkout, wanted = self._story.checkout, self._deployment.wanted
+        current = await checkout.current(self)
+        if self._previous is None:  # else it was cut off, and may have become the current one itself
+            self._previous = current.commit.revision if current else None
+        tree = await self._story.way_back(wanted)
+        if tree is None:
+            raise StepFailed(f"release {wanted} is not kept any more" if wanted else "no earlier good release is kept")
+        await self._describe(tree.commit, tree.release)
+        self._tree = tree
+        await checkout.put_back(self, tree)
+        return tree
+
+    async def _release(self, tree: Tree) -> Environment:
         story = self._story
-        await self._enter(Phase.BUILDING)
         env = story.env(tree, previous=self._previous, deployment=self._deployment.id)
-        for step in () if self._app.build == "auto" else self._app.build:
-            await self._step(step, tree, env)
+        if not self._goes_back:
+            await self._build(tree, env)
         environment = await story.environments.prepare(self, tree, env)
+        if self._app.migrate and not self._goes_back:
+            await self._migrate(tree, story.serving(env, environment))
         if story.server is None:
             await story.checkout.keep(self, tree)
         else:
-            launch = Launch(tree, environment, story.serving(env, environment))
-            await self._swap(story.server, launch)
-        await story.environments.keep(self, environment)
+            await self._swap(story.server, Launch(tree, environment, story.serving(env, environment)))
         await self._finish(Outcome.DEPLOYED)
-        return True
+        return environment
+
+    async def _build(self, tree: Tree, env: Mapping[str, str]) -> None:
+        await self._enter(Phase.BUILDING)
+        for step in () if self._app.build == "auto" else self._app.build:
+            await self._step(step, tree, env, nice=self._app.nice)
+
+    async def _migrate(self, tree: Tree, env: Mapping[str, str]) -> None:
+        """Its beginning and its end are in the journal: after a crash in between it is not run again unasked."""
+        if self._migrated == tree.commit.revision:
+            self._log.heading("it has migrated already")
+            return
+        self._migrating = True
+        try:
+            await self._enter(Phase.MIGRATING)
+            for step in self._app.migrate:
+                await self._step(step, tree, env)
+            await self._story.journal.migrated(self._deployment.id, tree.commit.revision)
+        finally:
+            self._migrating = False
+        if self._unwanted or self._leaves_off:
+            raise CancelledError
 
     async def _swap(self, server: AppServer, launch: Launch) -> None:
-        """Serve the tree and keep it; if it cannot be kept, what served before serves again."""
-        before = server.launch
-        await server.swap(launch, self._entered)
-        try:
-            await self._story.checkout.keep(self, launch.tree)
-        except CancelledError:
-            raise
-        except Exception:
-            if before is not None:
-                await server.swap(before, lambda phase: None)
-            raise
+        """Serve the tree and keep it; if it cannot be kept, what served before serves on."""
 
-    async def _step(self, step: StepConfig, tree: Tree, env: Mapping[str, str]) -> None:
-        limit = self._app.step_timeout if step.timeout is None else step.timeout
+        async def keep() -> None:
+            self._decided = True
+            await self._story.checkout.keep(self, launch.tree)
+
+        probation = 0.0 if self._goes_back else self._app.probation  # what is to go must not answer any longer
+        await server.swap(launch, self._entered, probation=probation, keep=keep)
+
+    async def _step(self, step: StepConfig, tree: Tree, env: Mapping[str, str], *, nice: int = 0) -> None:
+        command = Command(
+            step.name,
+            step.argv,
+            {**env, **step.env},
+            cwd=tree.path,
+            timeout=self._app.step_timeout if step.timeout is None else step.timeout,
+            user=self._app.user,
+            nice=nice,
+        )
         started = self._story.now()
-        result = await self.run(Command(step.name, step.argv, {**env, **step.env}, cwd=tree.path, timeout=limit))
-        name, command = self._story.shown(step.name), self._story.shown(" ".join(step.argv))
-        done = Step(name, command, started, result.seconds, result.verdict)
+        result = await self.run(command)
+        name, words = self._story.shown(step.name), self._story.shown(" ".join(step.argv))
+        done = Step(name, words, started, result.seconds, result.verdict)
         await self._story.journal.add_step(self._deployment.id, done)
         if not result.ok:
             raise StepFailed(f"step {step.name!r} failed: {result.verdict}", tail=result.tail)
 
+    async def _tidy_up(self, environment: Environment) -> None:
+        """Let go of what nobody needs any more. The deployment has ended well, whatever comes of this."""
+        story = self._story
+        try:
+            back = await story.way_back()
+            await story.checkout.retire(self, self._in_use | ({back.release} if back else set()))
+            await story.environments.keep(self, environment)
+        except (StepFailed, OSError, JournalUnavailable) as problem:
+            shown = story.shown(str(problem))
+            self._logger.emit(LogLevel.warn, "{app}: {problem}", app=self._app.name, problem=shown)
+
+    async def _let_go(self) -> None:
+        """What was taken does not serve, or did so already: in place it is the very same tree then."""
+        tree = self._tree
+        if tree is not None and (not self._serves(tree) or tree.commit.revision == self._previous):
+            await self._recording(self._story.checkout.discard(self, tree, self._in_use))
+
+    @property
+    def _in_use(self) -> frozenset[str]:
+        return self._story.server.in_use if self._story.server is not None else frozenset()
+
+    @property
+    def _by_a_person(self) -> bool:
+        return self._deployment.trigger in BY_A_PERSON
+
     async def _runs(self, commit: Commit) -> bool:
         """Whether this very commit is what runs, and its deployment did not fail half-way."""
-        if self._cut_off or await self._story.was_never_built():
+        asked_for = self._deployment.trigger in (Trigger.MANUAL, Trigger.START)
+        if asked_for or self._cut_off or await self._story.was_never_built():
             return False
         last = await self._story.journal.last(self._app.name)
         server = self._story.server
@@ -234,16 +281,21 @@ class Deploying:
         server = self._story.server
         return server is not None and server.launch is not None and server.launch.tree == tree
 
-    async def _nothing_to_do(self, commit: Commit) -> None:
-        await self._finish(Outcome.UNCHANGED, f"{commit.revision[:7]} runs already")
+    async def _nothing_to_do(self, reason: str) -> None:
+        await self._finish(Outcome.UNCHANGED, reason)
+        self._tree = None
 
     async def _recording(self, work: Coroutine[Any, Any, T]) -> T | None:
         try:
             return await work
         except CancelledError:
-            self._log.heading("hookdeploy stops; the next start takes this up again")
-            self._log.close()
-            raise
+            if not self._unwanted:
+                self._log.heading("hookdeploy stops; the next start takes this up again")
+                self._log.close()
+                raise
+            await self._finish(Outcome.CANCELLED, self._unwanted)
+        except ProbationFailed as failed:
+            await self._finish(Outcome.ROLLED_BACK, failed.reason)
         except StepFailed as failed:
             await self._finish(Outcome.FAILED, failed.reason)
         except OSError as error:
@@ -256,10 +308,11 @@ class Deploying:
         return None
 
     async def _finish(self, outcome: Outcome, reason: str = "") -> None:
+        self._decided = True
         reason = self._story.shown(reason)
         self._log.heading(f"{outcome}{': ' if reason else ''}{reason}")
         self._logger.emit(
-            LogLevel.error if outcome is Outcome.FAILED else LogLevel.info,
+            LogLevel.error if outcome in BAD else LogLevel.info,
             "{app}: deployment {deployment} of {commit} {outcome}{reason}",
             app=self._app.name,
             deployment=self._deployment.id,

@@ -7,6 +7,7 @@ deployment does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
@@ -14,9 +15,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_hook.boundaries import Journal
-from twisted_hook.deploy import Story
-from twisted_hook.model import Deployment, JournalUnavailable, Outcome, StepFailed, Trigger
+from twisted_hook.deploy import BY_A_PERSON, Deploying
+from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Phase, StepFailed, Trigger
 from twisted_hook.once import Once
+from twisted_hook.story import Story
 
 MOST_ATTEMPTS = 3
 JOURNAL_PAUSE = 5.0
@@ -44,15 +46,29 @@ class Lane:
         self._work: Deferred[None] | None = None
         self._beginning: IDelayedCall | None = None
         self._stopped = False
+        self._paused = False
+        self._deploying: Deploying | None = None
         self._unwritten: Deployment | None = None
         """Its end could not be written, so it is to be deployed again."""
         self._again: IDelayedCall | None = None
+        self._behind: Deployment | None = None
+        """What arrived while something that a person asked for waits; its turn comes after that."""
         self.running: Deployment | None = None
         self.waiting: Deployment | None = None
 
     @property
     def app(self) -> str:
         return self._story.app.name
+
+    @property
+    def unfinished(self) -> list[Deployment]:
+        """What runs and what waits, in the order of their turns."""
+        return [each for each in (self.running, self.waiting, self._behind) if each is not None]
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether it deploys something, or will do so next."""
+        return self.running is not None or self._next is not None
 
     def configure(self, story: Story, lock: DeferredLock) -> None:
         """What the next deployment works with; the running one is not touched."""
@@ -65,22 +81,61 @@ class Lane:
         self._wake()
 
     def submit(self, deployment: Deployment) -> None:
-        """Deploy this next. What waited is superseded by it. After a stop it is left to the next start."""
+        """Deploy this next. What waited is superseded by it, but for two things.
+
+        What a person has asked for comes first, and what a person holds back stays behind it. After a stop it is left
+        to the next start.
+        """
         if self._stopped:
             return
-        replaced, self.waiting = self.waiting or self._unwritten, deployment
+        waiting, asked_for = self.waiting, deployment.trigger in BY_A_PERSON
+        if waiting is not None and waiting.trigger in BY_A_PERSON and not asked_for:
+            replaced, self._behind = [self._behind], deployment
+        elif waiting is not None and self._next is None and asked_for:
+            replaced, self.waiting, self._behind = [], deployment, waiting
+        else:
+            replaced = [self.waiting or self._unwritten, self._behind]
+            self.waiting, self._behind = deployment, None
         self._forget_unwritten()
-        if replaced is not None and replaced.id != deployment.id:
-            self._record(replaced, Outcome.SUPERSEDED, superseded_by=deployment.id)
+        for each in replaced:
+            if each is not None and each.id != deployment.id:
+                self._record(each, Outcome.SUPERSEDED, superseded_by=deployment.id)
         self._wake()
 
     def take_up(self, deployment: Deployment) -> None:
         """Deploy what an earlier hookdeploy has not finished, unless it was tried too often."""
-        if deployment.attempts >= MOST_ATTEMPTS:
+        if deployment.phase is Phase.MIGRATING and deployment.migrated != deployment.revision:
+            # Not left to its turn: a newer one that waits would take that from it, and nobody would be told.
+            self._record(deployment, Outcome.INTERRUPTED, reason=self._story.cut_off_in_migration(deployment))
+        elif deployment.attempts >= MOST_ATTEMPTS:
             reason = f"hookdeploy stopped {deployment.attempts} times while it worked on this; it is not tried again"
             self._record(deployment, Outcome.INTERRUPTED, reason=reason)
         else:
             self.submit(deployment)
+
+    def pause(self) -> None:
+        """Let what arrives wait; what a person asks for is deployed all the same."""
+        self._paused = True
+
+    def unpause(self) -> None:
+        """Deploy the newest of what has waited."""
+        self._paused = False
+        self._wake()
+
+    def cancel(self, reason: str, deployment: str | None = None) -> bool:
+        """Give up the deployment with this id, or whichever runs; False if none can still be given up."""
+        running = self._deploying
+        for waiting in (self.waiting, self._behind):
+            if waiting is not None and waiting.id == deployment:
+                self._leave(waiting)
+                self._record(waiting, Outcome.CANCELLED, reason=reason)
+                return True
+        if running is None or self.running is None or deployment not in (None, self.running.id):
+            return False
+        given_up = running.give_up(reason)
+        if given_up and running.may_be_cut_off and self._work is not None:
+            self._work.cancel()
+        return given_up
 
     async def stop(self) -> None:
         """Cancel what runs; it stays unfinished in the journal. Nothing of it is left when this returns."""
@@ -92,8 +147,15 @@ class Lane:
             work, self._work = self._work, None
             over: Once[None] = Once()
             work.addBoth(lambda _: over.happen(None))
-            work.cancel()
-            await over.wait()
+            if self._deploying is None or self._deploying.may_be_cut_off:
+                work.cancel()
+            else:
+                self._deploying.leave_off()
+            try:
+                await over.wait()
+            except CancelledError:  # our caller is out of patience, even for a migration
+                work.cancel()
+                raise
 
     def _wake(self) -> None:
         """Work in a turn of the reactor of its own: whoever submits is to answer first."""
@@ -110,25 +172,38 @@ class Lane:
             if self._to_resume:
                 self._to_resume = False
                 await self._resume()
-            elif self.waiting is not None:
+            elif self._next is not None:
                 await self._deploy_what_waits()
             else:
                 return
 
+    @property
+    def _next(self) -> Deployment | None:
+        """What is to be deployed now: what waits, unless a person holds it back."""
+        held_back = self._paused and self.waiting is not None and self.waiting.trigger not in BY_A_PERSON
+        return None if held_back else self.waiting
+
     async def _deploy_what_waits(self) -> None:
         story, lock = self._story, self._lock  # they belong together, and both may change while this waits
         async with lock:
-            newest, self.waiting = self.waiting, None
+            newest = self._next
             if newest is None:
                 return
+            self._leave(newest)
             self.running = newest
-            deploying = story.deploying(newest)
+            self._deploying = deploying = Deploying(story, newest)
             tree = await deploying.obtain()
         if tree is not None:
             await deploying.release(tree)
-        self.running = None
+        self.running = self._deploying = None
         if not deploying.ended and not self._stopped:
             self._try_again(newest)
+
+    def _leave(self, deployment: Deployment) -> None:
+        """It waits no longer, and what is behind it moves up."""
+        if self.waiting is deployment:
+            self.waiting = self._behind
+        self._behind = None
 
     def _try_again(self, deployment: Deployment) -> None:
         """Deploy once more what could not be written down, unless what waits does its work."""
@@ -144,21 +219,26 @@ class Lane:
             self._again.cancel()
 
     async def _resume(self) -> None:
-        story = self._story
+        story, lock = self._story, self._lock
+        with suppress(JournalUnavailable):  # what cannot be remembered can still be served
+            self._paused = (await story.steering()).paused
         try:
-            async with self._lock:
-                there_is_one = await story.resume()
+            there_is_one = await story.resume(lock)
             if self.waiting is None and (not there_is_one or await story.was_never_built()):
                 self.submit(await self._journal.enqueue(self.app, Trigger.START))
         except StepFailed as failed:
+            server = story.server
+            serves = server.launch if server is not None and server.status.state == "serving" else None
             self._log.error(
-                "{app}: the server cannot start: {reason}", app=self.app, reason=self._story.shown(failed.reason)
+                "{app}: the server cannot start{but}: {reason}",
+                app=self.app,
+                but="" if serves is None else f"; {serves.tree.commit.revision[:7]} serves as before",
+                reason=self._story.shown(failed.reason),
             )
 
     def _rest(self, _: object) -> None:
-        self.running = None
-        self._work = None
-        if self.waiting is not None or self._to_resume:
+        self.running = self._deploying = self._work = None
+        if self._next is not None or self._to_resume:
             self._wake()
 
     def _report(self, failure: Failure) -> None:

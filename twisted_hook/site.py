@@ -37,7 +37,7 @@ ERRORS = {
     405: "method not allowed",
     408: "too slow",
     413: "too large",
-    415: "unsupported content type or encoding",
+    415: "unsupported content type or encoding; send Content-Type: application/json",
     429: "too many connections",
     500: "internal error",
     503: "try again later",

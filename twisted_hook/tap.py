@@ -10,7 +10,6 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Coroutine, Mapping
@@ -28,10 +27,10 @@ from twisted.python import usage
 from twisted.python.failure import Failure
 
 from twisted_hook import __version__, configfile, leftovers, serverrecords, sockets
-from twisted_hook.api import Api
-from twisted_hook.apps import App, Tools, servers_of
+from twisted_hook.api import LIMITS, Api
+from twisted_hook.apps import COMMANDS, App, Tools, servers_of
 from twisted_hook.commands import Ambient
-from twisted_hook.config import AppConfig, ConfigError
+from twisted_hook.config import AppConfig, Config, ConfigError
 from twisted_hook.configfile import Settings
 from twisted_hook.door import Door, DoorReactor, kept_name
 from twisted_hook.intake import Intake
@@ -43,8 +42,6 @@ from twisted_hook.redaction import Redactor
 from twisted_hook.site import GuardedRequest, GuardedSite, Limits
 from twisted_hook.sockets import CannotListen
 
-COMMANDS = "commands"
-"""The directory in the state directory in which running commands are written down."""
 TWISTD_UMASK = 0o077
 """What twistd sets where nobody asks for another; it would hide a clone from the web server of its static files."""
 STEP_LIMIT = 15.0
@@ -132,7 +129,7 @@ class Hookdeploy(Service):
         """Read the configuration and take the state directory and every port, or raise and leave nothing behind."""
         settings = configfile.load(path, environ)
         state = settings.config.state
-        _prepare(state)
+        _prepare(settings.config)
         service = cls(
             reactor, path=settings.source, settings=settings, environ=environ, lock=_lock(state), pidfile=pidfile
         )
@@ -146,7 +143,7 @@ class Hookdeploy(Service):
     def _end_strangers(self) -> None:
         """End the servers of apps that are no more; those of the others are adopted."""
         apps = self._settings.config.apps
-        served = {name for name, app in apps.items() if app.wsgi is not None}
+        served = {name for name, app in apps.items() if app.served}
         for servers in self._settings.config.state.glob("apps/*/servers"):
             if servers.parent.name not in served:
                 serverrecords.end_all(servers)
@@ -156,9 +153,10 @@ class Hookdeploy(Service):
         problems: list[str] = []
         taken: dict[str, socket.socket] = {}
         for app in settings.config.apps.values():
-            if app.wsgi is not None and app.bind not in self._listeners:
+            if app.served and app.bind not in self._listeners:
                 try:
-                    taken[app.bind] = self._keeper.take(_kept_name(app.bind)) or sockets.listen(app.bind)
+                    kept = self._keeper.take(_kept_name(app.bind)) or self._still_held(app.bind)
+                    taken[app.bind] = kept or self._listen_for(app)
                 except CannotListen as error:
                     problems.append(f"apps.{app.name}.bind: {error}")
         try:
@@ -174,12 +172,39 @@ class Hookdeploy(Service):
         self._door.hand_over()
         self._listeners.update(taken)
 
+    def _still_held(self, bind: str) -> socket.socket | None:
+        """The socket of an address that an app was to leave and has not left."""
+        held = (app.server.still_held(bind) for app in self._apps.values() if app.server is not None)
+        return next(filter(None, held), None)
+
+    def _listen_for(self, app: AppConfig) -> socket.socket:
+        """A new listening socket. Raises ``CannotListen``.
+
+        If the keeper was killed together with an earlier hookdeploy, nobody but that one's server has the old socket:
+        it is asked to finish its requests and to end.
+        """
+        servers = servers_of(self._settings.config.state, app.name)
+        try:
+            return sockets.listen(app.bind)
+        except CannotListen:
+            if self.running or all(record.bind != app.bind for record in serverrecords.alive(servers)):
+                raise
+        self._log.warn(
+            "the keeper of the sockets was killed together with hookdeploy: the server of {app} is ended, "
+            "as nobody else has the socket of {bind}",
+            app=app.name,
+            bind=app.bind,
+        )
+        serverrecords.end_all(servers, patience=app.drain + STEP_LIMIT)
+        return sockets.listen(app.bind)
+
     # --- starting
 
     def startService(self) -> None:
         super().startService()
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.upgrade))
+        signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self.leave))
         given = os.umask(0o022)
         if given != TWISTD_UMASK:
             os.umask(given)
@@ -193,21 +218,28 @@ class Hookdeploy(Service):
             ambient=Ambient.from_environ(self._environ),
             now=time.time,
             redactor=Redactor(settings.redact),
+            min_free=settings.config.server.min_free,
         )
         self._intake = Intake(self._journal, self._submit, settings.hooks, time.time)
         self._api = Api(self._journal, self._apps.values, state / "logs", source=settings.source)
-        for warning in settings.warnings:
-            self._log.warn("{warning}", warning=warning)
+        self._keeper.watch(self._reactor)
+        self._warn(settings)
         for config in settings.config.apps.values():
             self._add(config)
         # A reload waits for its turn until all is begun.
         self._reloading.run(lambda: Deferred.fromCoroutine(self._begin())).addErrback(self._cannot_begin)
 
     async def _begin(self) -> None:
-        for deployment in await self._journal.unfinished():
-            await self._take_up(deployment)
+        unfinished = await self._journal.unfinished()
+        # All of this in one turn of the reactor: a lane that began in between would deploy before it serves.
+        homeless = [each for each in unfinished if each.app not in self._apps]
+        for deployment in unfinished:
+            if deployment not in homeless:
+                self._apps[deployment.app].lane.take_up(deployment)
         for app in self._apps.values():
             app.lane.resume()
+        for deployment in homeless:
+            await self._take_up(deployment)
         await self._serve_api(self._settings.config.state / "api.sock")
         self._door.open(self._intake.resource())
         self._log.info(
@@ -232,7 +264,7 @@ class Hookdeploy(Service):
 
     async def _serve_api(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # whoever left it is gone: the state directory's lock is ours
-        site = GuardedSite(self._api.app.resource(), screen=Api.screen, reactor=self._reactor, limits=Limits())
+        site = GuardedSite(self._api.app.resource(), screen=Api.screen, reactor=self._reactor, limits=LIMITS)
         endpoint = UNIXServerEndpoint(self._reactor, sockets.unix_address(path), mode=0o600)
         self._api_port = await endpoint.listen(site)
 
@@ -247,13 +279,13 @@ class Hookdeploy(Service):
             app.lane.submit(deployment)
 
     def _add(self, config: AppConfig) -> App:
-        servers_of(self._settings.config.state, config.name).mkdir(parents=True, exist_ok=True)
+        servers_of(self._settings.config.state, config.name).mkdir(mode=0o700, parents=True, exist_ok=True)
         app = self._apps[config.name] = App(self._tools, config, self._listener_for(config))
         return app
 
     def _listener_for(self, config: AppConfig) -> socket.socket | None:
         """The app's own hold on the socket on which it is served: ours outlasts an app that is exchanged."""
-        return self._listeners[config.bind].dup() if config.wsgi is not None else None
+        return self._listeners[config.bind].dup() if config.served else None
 
     # --- changing
 
@@ -274,19 +306,26 @@ class Hookdeploy(Service):
             settings = configfile.load(self._path, self._environ)
             if settings.config.state != self._settings.config.state:
                 raise CannotStart("state: another state directory needs a restart")
+            _prepare(settings.config)
             self._take_ports(settings)
         except (CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
             await self._door.keep_only(self._settings.config.server.listen)
             return
+        self._warn(settings)
         await self._apply(settings)
         self._log.info("the configuration was read again")
+
+    def _warn(self, settings: Settings) -> None:
+        for warning in settings.warnings:
+            self._log.warn("{warning}", warning=warning)
 
     async def _apply(self, settings: Settings) -> None:
         old, self._settings = self._settings.config.apps, settings
         new = settings.config.apps
         self._tools.redactor = Redactor(settings.redact)
+        self._tools.min_free = settings.config.server.min_free
         self._door.site.limits = _limits(settings)
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
@@ -302,7 +341,7 @@ class Hookdeploy(Service):
         self._intake.replace(settings.hooks)
         while self._homeless:
             await self._take_up(self._homeless.pop(0))
-        self._close_listeners(keep={config.bind for config in new.values() if config.wsgi is not None})
+        self._close_listeners(keep={config.bind for config in new.values() if config.served})
         await self._door.keep_only(settings.config.server.listen)
         self._keeper.keep_only(
             {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in settings.config.server.listen}
@@ -311,7 +350,7 @@ class Hookdeploy(Service):
     async def _let_go(self, name: str) -> None:
         """Stop an app; what it has not finished is for the one that takes its name, if there is one."""
         app = self._apps.pop(name)
-        self._homeless += [each for each in (app.lane.running, app.lane.waiting) if each is not None]
+        self._homeless += app.lane.unfinished
         await app.stop()
 
     def _close_listeners(self, *, keep: Collection[str] = ()) -> None:
@@ -326,15 +365,22 @@ class Hookdeploy(Service):
         self._reactor.addSystemEventTrigger("after", "shutdown", _execute_again, self._pidfile)
         self._reactor.stop()
 
+    def leave(self) -> None:
+        """End, as on SIGQUIT, and leave the apps to the hookdeploy that is started next.
+
+        The unit has systemd send that when it restarts us, and SIGTERM only when it stops us.
+        """
+        self._leaving = True
+        self._reactor.stop()
+
     def stopService(self) -> Deferred[None]:
         super().stopService()
         return Deferred.fromCoroutine(self._end())
 
     async def _end(self) -> None:
         """The door first, the journal last; a step that fails or is late does not keep the others from happening."""
-        for number in (signal.SIGHUP, signal.SIGUSR2):
+        for number in (signal.SIGHUP, signal.SIGUSR2, signal.SIGQUIT):
             signal.signal(number, signal.SIG_IGN)
-        self._leaving = self._leaving or _restarts_under_systemd(self._environ)
         drain = max((app.config.drain for app in self._apps.values()), default=0.0)
         what = "the apps serve on" if self._leaving else f"requests have {drain:g} s to finish"
         self._log.info("hookdeploy stops; {what}", what=what)
@@ -357,7 +403,9 @@ class Hookdeploy(Service):
         ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
         await gatherResults([Deferred.fromCoroutine(end) for end in ends])
         self._close_listeners()
-        if not self._leaving:
+        if self._leaving:
+            self._keeper.leave()
+        else:
             self._keeper.end()
 
     async def _close_api(self) -> None:
@@ -389,34 +437,16 @@ def _execute_again(pidfile: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - it is ourselves
 
 
-def _restarts_under_systemd(environ: Mapping[str, str]) -> bool:
-    """Whether systemd stops us only to start us again. A SIGTERM does not say so, but the unit's job does."""
-    if "INVOCATION_ID" not in environ:
-        return False
-    unit = Path("/proc/self/cgroup").read_text().rpartition("/")[2].strip()
-    try:
-        jobs = subprocess.run(
-            ["systemctl", "list-jobs", "--no-legend", "--plain", unit],
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return "restart" in jobs.stdout.split()
-
-
 def _kept_name(bind: str) -> str:
     """The name under which the keeper holds an app's socket."""
     return f"app {bind}"
 
 
-def _prepare(state: Path) -> None:
+def _prepare(config: Config) -> None:
     """Make the state directory, or raise ``CannotStart``."""
     try:
-        configfile.prepare_state(state)
-        (state / COMMANDS).mkdir(exist_ok=True)
+        configfile.prepare_state(config.state, config.apps.values())
+        (config.state / COMMANDS).mkdir(mode=0o700, exist_ok=True)
     except (OSError, ValueError) as error:
         raise CannotStart(f"state: {error}") from error
 
@@ -424,6 +454,7 @@ def _prepare(state: Path) -> None:
 def _lock(state: Path) -> IO[str]:
     """The state directory is ours for as long as this file is open."""
     file = (state / "lock").open("a")
+    os.fchmod(file.fileno(), 0o600)  # who may read it may lock it too
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -440,9 +471,10 @@ def _limits(settings: Settings) -> Limits:
 
 def _deploys_something_else(old: AppConfig, new: AppConfig) -> bool:
     """Whether the current tree is not what the new configuration would make of the remote."""
-    return (old.repository, old.branch, old.build) != (new.repository, new.branch, new.build)
+    keys = ("repository", "branch", "build", "shared", "user")
+    return any(getattr(old, key) != getattr(new, key) for key in keys)
 
 
 def _is_another(old: AppConfig, new: AppConfig) -> bool:
     """Whether an app has changed so much that only its name is the same."""
-    return (old.mode, old.path, old.wsgi is None) != (new.mode, new.path, new.wsgi is None)
+    return (old.mode, old.path, old.served) != (new.mode, new.path, new.served)
