@@ -337,7 +337,7 @@ def test_a_faulty_configuration_is_explained(tmp_path: Path, origin: Origin) -> 
 @pytest.mark.parametrize(
     ("code", "answer", "said", "status"),
     [
-        (202, ACCEPTED, "202 accepted: deployment x1, x2; the tip of refs/heads/main is deployed next", 0),
+        (202, ACCEPTED, "202 accepted: deployment x1, x2; the tip of refs/heads/main is queued", 0),
         (
             202,
             {**ACCEPTED, "status": "duplicate", "deployments": ["x1"]},

@@ -1,27 +1,43 @@
-"""The API: what runs, what ran and what arrived, as JSON, on the unix socket in the state directory.
+"""The API: what runs, what ran and what arrived, and what a person wants of an app, as JSON, on the unix socket.
 
-Only reads so far; the mode of the socket is its guard. It holds no rules: it shows what the journal and the lanes say.
+The mode of the socket is its guard. It holds no rules: it shows what the journal and the lanes say, and passes wishes
+on. What it has begun to pass on is not undone by a client who hangs up.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote_to_bytes
 
 from klein import Klein
-from msgspec.json import encode
+from msgspec import Struct, ValidationError
+from msgspec.json import decode, encode
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
+from twisted.web.http import ACCEPTED
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
-from twisted_hook.model import Delivery, Deployment, Outcome, Refused
-from twisted_hook.site import GuardedRequest
+from twisted_hook.hooks import JSON, media_type
+from twisted_hook.model import Delivery, Deployment, JournalUnavailable, Outcome, Refused, Steering, StepFailed, Tree
+from twisted_hook.site import RETRY_AFTER, GuardedRequest, Limits
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Struct)
 
 LONGEST_LIST = 500
+LIMITS = Limits(max_body=65_536)
+"""What the API's site bears."""
+_REVISION = re.compile("[0-9a-f]{4,64}")
+"""The id of a commit, or the beginning of it; git takes no fewer digits than four."""
 
 
 class Lane(Protocol):
@@ -53,9 +69,48 @@ class App(Protocol):
     @property
     def server(self) -> AppServer | None: ...
 
+    async def steering(self) -> Steering: ...
+
+    async def kept(self) -> Sequence[Tree]:
+        """The releases that can be put back, the newest first. Raises ``StepFailed``."""
+
+    async def deploy(self, revision: str | None) -> Deployment:
+        """Deploy the branch's tip, or this revision."""
+
+    async def roll_back(self, release: str | None) -> Deployment:
+        """Put a kept release back, or the good one before the current. Raises ``Refused``."""
+
+    async def pin(self) -> None: ...
+
+    async def unpin(self) -> None: ...
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def cancel(self, deployment: str) -> bool:
+        """End a deployment; whether it ran or waited."""
+
+
+class DeployWish(Struct, forbid_unknown_fields=True):
+    """The body of a ``deploy``."""
+
+    revision: str | None = None
+
+
+class RollbackWish(Struct, forbid_unknown_fields=True):
+    """The body of a ``rollback``."""
+
+    to: str | None = None
+    """A release."""
+
+
+class PlainWish(Struct, forbid_unknown_fields=True):
+    """The body of what needs none."""
+
 
 class Api:
-    """``GET`` of apps, deployments, their logs, and deliveries, under ``/api/v1``."""
+    """Apps, deployments, their logs, and deliveries, under ``/api/v1``: ``GET`` shows them, ``POST`` steers."""
 
     app = Klein()
     log = Logger()
@@ -72,9 +127,27 @@ class Api:
     @staticmethod
     def screen(request: GuardedRequest) -> None:
         """Refuse a request before its body is read, if there is something to say against it."""
-        if request.method not in (b"GET", b"HEAD"):
-            request.setHeader(b"Allow", b"GET")
-            raise Refused(405, "a method other than GET")
+        try:
+            path = unquote_to_bytes(request.path).decode()
+            Api.app.url_map.bind("").match(path, method=request.method.decode("ascii"))
+        except MethodNotAllowed as error:
+            request.setHeader(b"Allow", ", ".join(sorted(error.valid_methods or ())).encode())
+            raise Refused(405, "a method that the path does not know") from None
+        except (HTTPException, UnicodeDecodeError):
+            raise Refused(404, "no such path") from None
+        if request.method == b"POST" and request.length != 0 and media_type(request.header) != JSON:
+            raise Refused(415, "a body that is no JSON")
+
+    @app.handle_errors(Refused, JournalUnavailable)  # type: ignore[arg-type]  # Klein knows no request but its own
+    def refuse(self, request: GuardedRequest, failure: Failure) -> bytes:
+        """Say why: whoever may come here may know."""
+        error = failure.value
+        if not isinstance(error, Refused):
+            error = Refused(503, f"the journal is unavailable: {error}")
+            request.setHeader(b"Retry-After", RETRY_AFTER)
+        request.site.tally.note(f"{error.status} on the API")
+        request.setResponseCode(error.status)
+        return request.answer(encode({"error": error.reason}))
 
     @app.route("/api/v1/server", methods=["GET"])
     def server(self, request: GuardedRequest) -> bytes:
@@ -87,8 +160,28 @@ class Api:
 
     @app.route("/api/v1/apps/<name>", methods=["GET"])
     async def app_(self, request: GuardedRequest, name: str) -> bytes:
-        found = next((app for app in self._apps() if app.name == name), None)
-        return _one(request, None if found is None else await self._app(found))
+        return request.answer(encode(await self._app_in_full(self._named(name))))
+
+    @app.route("/api/v1/apps/<name>/deploy", methods=["POST"])
+    async def deploy(self, request: GuardedRequest, name: str) -> bytes:
+        app, revision = self._named(name), _wish(request, DeployWish).revision
+        if revision is not None and not _REVISION.fullmatch(revision := revision.lower()):
+            raise Refused(400, "revision: must be the id of a commit: 4 to 64 hexadecimal digits")
+        return self._begun(request, await _seen_through(app.deploy(revision)))
+
+    @app.route("/api/v1/apps/<name>/rollback", methods=["POST"])
+    async def rollback(self, request: GuardedRequest, name: str) -> bytes:
+        app, release = self._named(name), _wish(request, RollbackWish).to
+        return self._begun(request, await _seen_through(app.roll_back(release)))
+
+    @app.route("/api/v1/apps/<name>/<any(pin, unpin, pause, resume):how>", methods=["POST"])
+    async def steer(self, request: GuardedRequest, name: str, how: str) -> bytes:
+        app = self._named(name)
+        _wish(request, PlainWish)
+        steer = {"pin": app.pin, "unpin": app.unpin, "pause": app.pause, "resume": app.resume}[how]
+        await _seen_through(steer())
+        self.log.info("{app}: {how}, asked for by a person", app=app.name, how=how)
+        return request.answer(encode(await self._app_in_full(app)))
 
     @app.route("/api/v1/deployments", methods=["GET"])
     async def deployments(self, request: GuardedRequest) -> bytes:
@@ -99,15 +192,23 @@ class Api:
 
     @app.route("/api/v1/deployments/<id>", methods=["GET"])
     async def deployment(self, request: GuardedRequest, id: str) -> bytes:
-        found = await self._journal.deployment(id)
-        return _one(request, None if found is None else deployment_json(found))
+        return request.answer(encode(deployment_json(await self._deployment(id))))
+
+    @app.route("/api/v1/deployments/<id>/cancel", methods=["POST"])
+    async def cancel(self, request: GuardedRequest, id: str) -> bytes:
+        _wish(request, PlainWish)
+        found = await self._deployment(id)
+        app = next((app for app in self._apps() if app.name == found.app), None)
+        if found.outcome is not None or app is None or not await _seen_through(app.cancel(id)):
+            ended = (await self._deployment(id)).outcome
+            raise Refused(409, f"deployment {id} has ended: {ended}" if ended else f"deployment {id} is in no lane")
+        self.log.info("{app}: deployment {id} is cancelled by a person", app=found.app, id=id)
+        request.setResponseCode(ACCEPTED)
+        return request.answer(encode(deployment_json(await self._deployment(id))))
 
     @app.route("/api/v1/deployments/<id>/log", methods=["GET"])
     async def deployment_log(self, request: GuardedRequest, id: str) -> bytes:
-        found = await self._journal.deployment(id)
-        if found is None:
-            return _one(request, None)
-        file = self._logs / f"{found.id}.log"
+        file = self._logs / f"{(await self._deployment(id)).id}.log"
         return request.answer(file.read_bytes() if file.exists() else b"", b"text/plain; charset=utf-8")
 
     @app.route("/api/v1/deliveries", methods=["GET"])
@@ -119,12 +220,48 @@ class Api:
     @app.route("/api/v1/deliveries/<id>", methods=["GET"])
     async def delivery(self, request: GuardedRequest, id: str) -> bytes:
         found = await self._journal.delivery(id)
-        return _one(request, None if found is None else delivery_json(found))
+        if found is None:
+            raise Refused(404, f"there is no delivery {id}")
+        return request.answer(encode(delivery_json(found)))
+
+    def _named(self, name: str) -> App:
+        found = next((app for app in self._apps() if app.name == name), None)
+        if found is None:
+            raise Refused(404, f"there is no app {name}")
+        return found
+
+    async def _deployment(self, id: str) -> Deployment:
+        found = await self._journal.deployment(id)
+        if found is None:
+            raise Refused(404, f"there is no deployment {id}")
+        return found
+
+    def _begun(self, request: GuardedRequest, deployment: Deployment) -> bytes:
+        """The answer to who has asked for a deployment."""
+        self.log.info(
+            "{app}: deployment {id} is asked for by a person ({trigger})",
+            app=deployment.app,
+            id=deployment.id,
+            trigger=deployment.trigger.value,
+        )
+        request.setResponseCode(ACCEPTED)
+        request.setHeader(b"Location", f"/api/v1/deployments/{deployment.id}".encode())
+        return request.answer(encode(deployment_json(deployment)))
+
+    async def _app_in_full(self, app: App) -> dict[str, Any]:
+        """An app with the releases that it could go back to."""
+        shown = await self._app(app)
+        try:
+            kept = await app.kept()
+        except StepFailed:  # git cannot tell; all else is known
+            kept = ()
+        return {**shown, "kept": [_kept_json(tree, current=tree.release == shown["release"]) for tree in kept]}
 
     async def _app(self, app: App) -> dict[str, Any]:
         launch = app.server.launch if app.server else None
         last = None if launch else await self._last_deployed(app.name)
         serving = launch.tree if launch else None
+        steering = await app.steering()
         return {
             "name": app.name,
             "branch": app.branch,
@@ -135,6 +272,8 @@ class Api:
             "server": _server_json(app.server) if app.server else None,
             "running": _id(app.lane.running),
             "waiting": _id(app.lane.waiting),
+            "paused": steering.paused,
+            "pinned": steering.pinned,
         }
 
     async def _last_deployed(self, app: str) -> Deployment | None:
@@ -158,6 +297,11 @@ def deployment_json(deployment: Deployment) -> dict[str, Any]:
 def delivery_json(delivery: Delivery) -> dict[str, Any]:
     """A delivery as the API shows it: times are RFC 3339, UTC."""
     return {**asdict(delivery), "received_at": _time(delivery.received_at)}
+
+
+def _kept_json(tree: Tree, *, current: bool) -> dict[str, Any]:
+    commit = tree.commit
+    return {"release": tree.release, "revision": commit.revision, "subject": commit.subject, "current": current}
 
 
 def _server_json(server: AppServer) -> dict[str, Any]:
@@ -188,7 +332,18 @@ def _limit(request: GuardedRequest) -> int:
     return max(1, min(int(given[:6]), LONGEST_LIST))
 
 
-def _one(request: GuardedRequest, found: dict[str, Any] | None) -> bytes:
-    if found is None:
-        return request.refuse(Refused(404, "no such thing"))
-    return request.answer(encode(found))
+def _wish(request: GuardedRequest, kind: type[W]) -> W:
+    """What the body asks for; no body is an empty object."""
+    try:
+        return decode(request.body or b"{}", type=kind)
+    except ValidationError as error:  # it names the key
+        raise Refused(400, str(error)) from None
+    except ValueError:
+        raise Refused(400, "the body is not JSON") from None
+
+
+def _seen_through(work: Coroutine[Any, Any, T]) -> Deferred[T]:
+    """What the work gives. It goes on to its end though its caller gives up: Klein cancels whose client hangs up."""
+    told: Deferred[T] = Deferred()  # a cancelled one swallows what comes later
+    Deferred.fromCoroutine(work).addCallbacks(told.callback, told.errback)
+    return told

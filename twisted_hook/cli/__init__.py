@@ -21,6 +21,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "demo": ("twisted_hook.cli.demo:demo", "Show all of it on this machine, from a push to a new page."),
         "init": ("twisted_hook.cli.init:init", "Write a configuration, a secret and a systemd unit."),
         "check": ("twisted_hook.cli.check:check", "Read the configuration and name everything that is wrong with it."),
+        "deploy": ("twisted_hook.cli.steer:deploy", "Deploy the tip of a branch, or a revision, now."),
+        "rollback": ("twisted_hook.cli.steer:rollback", "Put an earlier release back."),
+        "pin": ("twisted_hook.cli.steer:pin", "Keep an app at its current release."),
+        "unpin": ("twisted_hook.cli.steer:unpin", "End that."),
+        "pause": ("twisted_hook.cli.steer:pause", "Let what is pushed wait."),
+        "resume": ("twisted_hook.cli.steer:resume", "End that, and deploy the newest of what waits."),
+        "cancel": ("twisted_hook.cli.steer:cancel", "End a deployment that runs or waits."),
         "send": ("twisted_hook.cli.send:send", "Send a correctly signed test delivery to a running server."),
     }
 )

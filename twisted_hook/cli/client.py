@@ -1,11 +1,12 @@
 """The server, as the command line sees it: where it is, what it was told, and what its API answers.
 
-Asks the unix socket in the state directory, and nothing else. It never starts a server and never changes a file.
+Speaks to the unix socket in the state directory, and nothing else. It never starts a server and never changes a file.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import click
 import httpx
 
 from twisted_hook.cli import FAILED, NOT_RUNNING
-from twisted_hook.config import ConfigError
+from twisted_hook.config import ConfigError, Reading, read, read_environment
 from twisted_hook.configfile import DEFAULT_NAME, Settings, load
 from twisted_hook.redaction import clean
 from twisted_hook.sockets import unix_address
+from twisted_hook.survey import content
 
 TIMEOUT = 10.0
 
@@ -38,27 +40,41 @@ class NotRunning(Exception):
 
 
 class ApiError(Exception):
-    """The server answers, and not with what was asked for."""
+    """The server answers, and not with what was asked for; ``status`` is None if that is no HTTP either."""
+
+    def __init__(self, text: str, status: int | None = None) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 class Api:
     """The API of one running server. Its answers are decoded JSON, as the interface describes them."""
 
     def __init__(self, state: Path) -> None:
+        self.state = state
         self._socket = state / "api.sock"
         self._client: httpx.Client | None = None
 
     def get(self, path: str, **parameters: str | int) -> Any:
         """The answer to ``GET /api/v1<path>``. Raises ``NotRunning`` or ``ApiError``."""
+        return self._ask("GET", path, params=parameters)
+
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The answer to ``POST /api/v1<path>``. Raises ``NotRunning`` or ``ApiError``."""
+        return self._ask("POST", path, json=body)
+
+    def _ask(self, method: str, path: str, **given: Any) -> Any:
         try:
             self._client = self._client or self._connected()
-            answer = self._client.get(path, params=parameters)
-        except (httpx.ConnectError, FileNotFoundError) as error:
+            answer = self._client.request(method, path, **given)
+        except (httpx.ConnectError, OSError) as error:
+            if "Permission denied" in str(error):  # all that httpx keeps of it
+                raise ApiError(f"{self._socket} may not be used by this user: {_whose(self.state)}") from error
             raise NotRunning(f"hookdeploy does not run: nothing listens on {self._socket}") from error
         except httpx.HTTPError as error:
             raise ApiError(f"{self._socket} does not answer: {error}") from error
         if not answer.is_success:
-            raise ApiError(f"{path}: {answer.status_code} {clean(answer.text)}")
+            raise ApiError(clean(_reason(answer) or f"{path}: {answer.status_code} {answer.text}"), answer.status_code)
         return answer.json()
 
     def close(self) -> None:
@@ -69,6 +85,51 @@ class Api:
         """Raises ``FileNotFoundError`` if there is no state directory, and its path is long."""
         transport = httpx.HTTPTransport(uds=unix_address(self._socket))
         return httpx.Client(transport=transport, base_url="http://localhost/api/v1", timeout=TIMEOUT)
+
+
+def _reason(answer: httpx.Response) -> str:
+    """Why the server refuses, in its own words."""
+    try:
+        return str(answer.json()["error"])
+    except (ValueError, LookupError, TypeError):
+        return ""
+
+
+def _whose(state: Path) -> str:
+    try:
+        return f"hookdeploy works there as {state.owner()}"
+    except (OSError, KeyError):
+        return f"{state} cannot be looked into"
+
+
+def state_of(config: Path | None, state: Path | None) -> Path:
+    """The state directory of the server that is meant. Says what is wrong and ends the command if it cannot be told.
+
+    Asks no more of a configuration than that: a server runs on though its file is being edited, and its secrets may be
+    out of our reach.
+    """
+    if state is not None:
+        return state
+    if config is None and Path(DEFAULT_NAME).exists():
+        config = Path(DEFAULT_NAME)
+    reading = read_environment(os.environ, Path.cwd()) if config is None else _read_file(config)
+    if reading.mentions.state is not None:
+        return reading.mentions.state.path
+    if config is None:
+        _say(f"There is no ./{DEFAULT_NAME} here: name the server's configuration with --config, or --state.")
+    else:
+        _say(clean(str(ConfigError(reading.faults, str(config)))))
+    raise click.exceptions.Exit(FAILED)
+
+
+def _read_file(path: Path) -> Reading:
+    try:
+        return read(content(path).decode("utf-8-sig"), path.absolute().parent)
+    except OSError as error:
+        _say(f"{path} cannot be read: {error.strerror}")
+    except ValueError as error:
+        _say(clean(f"{path}: {error}"))
+    raise click.exceptions.Exit(FAILED)
 
 
 def settings_of(config: Path | None, state: Path | None) -> Settings:

@@ -85,7 +85,8 @@ def send(
         click.echo(f"Nothing listens on {target} ({error}). Does the server run? twistd -n hookdeploy", err=True)
         raise click.exceptions.Exit(NOT_RUNNING) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        click.echo(f"{target} gave no answer: {error or type(error).__name__}", err=True)
+        problem = str(error) or type(error).__name__
+        click.echo(f"{target} gave no answer: {problem}. If hookdeploy is down, its next start takes this up", err=True)
         raise click.exceptions.Exit(FAILED) from None
     if as_json:
         told = {"url": target.url, "event": event, "delivery": guid, "status": answer.status_code}
@@ -104,9 +105,7 @@ def in_words(answer: httpx.Response, pushed: Pushed) -> str:
     body, code = _decoded(answer), answer.status_code
     match body:
         case {"status": "accepted", "deployments": [*ids]}:
-            return _shown(
-                f"{code} accepted: deployment {', '.join(map(str, ids))}; the tip of {pushed.ref} is deployed next"
-            )
+            return _shown(f"{code} accepted: deployment {', '.join(map(str, ids))}; the tip of {pushed.ref} is queued")
         case {"status": "duplicate", "deployments": [*ids]}:
             return _shown(f"{code} duplicate: it was here before; deployment {', '.join(map(str, ids))} stands for it")
         case {"status": "ignored", "reason": str(reason)}:

@@ -1,0 +1,261 @@
+"""The commands that steer an app of a running server: deploy, rollback, pin, unpin, pause, resume, cancel.
+
+They ask the API, and decide nothing themselves.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
+
+import click
+from rich.console import Console
+
+from twisted_hook.cli import FAILED, NOT_RUNNING, USAGE
+from twisted_hook.cli.client import Api, ApiError, NotRunning, config_option, json_option, state_of, state_option
+from twisted_hook.cli.follow import GOOD_ENDS, Answer, Progress, bad_end, commit, follow, good_end
+from twisted_hook.redaction import clean
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+app_argument = click.argument("app", required=False)
+detach_option = click.option("--detach", is_flag=True, help="Do not wait for the end.")
+
+
+def server_options(command: Command) -> Command:
+    return config_option(state_option(json_option(command)))
+
+
+# --- what deploys
+
+
+@click.command()
+@app_argument
+@click.argument("revision", required=False)
+@detach_option
+@server_options
+def deploy(
+    *, app: str | None, revision: str | None, detach: bool, config: Path | None, state: Path | None, as_json: bool
+) -> None:
+    """Deploy the tip of APP's branch, or REVISION, and follow it to its end.
+
+    APP may be left out where there is one only. REVISION is the id of a commit, or at least the first four digits of
+    it. Exits with 0 if it was deployed or runs already, with 1 if it was not, and with 3 if no server runs.
+    """
+    wish = {} if revision is None else {"revision": revision}
+    _deploy(app, "deploy", wish, detach=detach, config=config, state=state, as_json=as_json)
+
+
+@click.command()
+@app_argument
+@click.option("--to", metavar="RELEASE", help="Which kept release.  [default: the good one before the current]")
+@detach_option
+@server_options
+def rollback(
+    *, app: str | None, to: str | None, detach: bool, config: Path | None, state: Path | None, as_json: bool
+) -> None:
+    """Put an earlier release of APP back, without network and without a build, and follow it to its end.
+
+    What is taken back is not deployed again by a repeated delivery; a newer commit is, and what you deploy yourself.
+    """
+    wish = {} if to is None else {"to": to}
+    _deploy(app, "rollback", wish, detach=detach, config=config, state=state, as_json=as_json)
+
+
+def _deploy(
+    name: str | None,
+    how: str,
+    wish: Mapping[str, str],
+    *,
+    detach: bool,
+    config: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    with _server(config, state, as_json=as_json) as api:
+        path = _path(api, name)
+        try:
+            deployment = api.post(f"{path}/{how}", wish)
+        except ApiError as error:
+            if error.status != 404 or "to" not in wish:
+                raise
+            raise ApiError(f"{error}{_kept(api.get(path))}", error.status) from error
+        if not detach:
+            _see_to_its_end(api, deployment, as_json=as_json)
+        elif as_json:
+            click.echo(json.dumps(deployment))
+        else:
+            click.echo(clean(f"{deployment['app']}: {how} {deployment['id']} is on its way"))
+
+
+def _kept(app: Answer) -> str:
+    """What could be put back instead."""
+    lines = (f"\n  {each['release']}{' (current)' if each['current'] else ''} {commit(each)}" for each in app["kept"])
+    return clean("".join(("; it keeps:", *lines))) if app["kept"] else ""
+
+
+def _see_to_its_end(api: Api, deployment: Answer, *, as_json: bool) -> None:
+    progress = Progress(Console(highlight=False, markup=False, soft_wrap=True, quiet=as_json))
+    try:
+        deployment = follow(api, deployment, progress.tell)
+    except KeyboardInterrupt:
+        _leave(progress, progress.newest or deployment, as_json=as_json)
+    except (NotRunning, ApiError):
+        progress.end_line()
+        raise
+    good = deployment["outcome"] in GOOD_ENDS
+    if as_json:
+        click.echo(json.dumps(deployment))
+    elif good:
+        click.echo(good_end(deployment))
+    else:
+        click.echo(bad_end(deployment, api.get(_path_of(deployment["app"])), api.state), err=True)
+    if not good:
+        raise click.exceptions.Exit(FAILED)
+
+
+def _leave(progress: Progress, deployment: Answer, *, as_json: bool) -> NoReturn:
+    """Somebody has seen enough. That is no success: nobody knows yet."""
+    progress.end_line()
+    if as_json:
+        click.echo(json.dumps(deployment))
+    click.echo(clean(f"The deployment goes on. This ends it: hookdeploy cancel {deployment['id']}"), err=True)
+    raise click.exceptions.Exit(FAILED)
+
+
+@click.command()
+@click.argument("id")
+@server_options
+def cancel(*, id: str, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """End the deployment ID, and all that it has started; what serves goes on serving.
+
+    Exits with 1 if it has ended already.
+    """
+    with _server(config, state, as_json=as_json) as api:
+        deployment = api.post(f"/deployments/{quote(id, safe='')}/cancel")
+        when = " when its migration has ended" if deployment["phase"] == "migrating" else ""
+        _show(deployment, f"{deployment['app']}: deployment {deployment['id']} is cancelled{when}", as_json=as_json)
+
+
+# --- what holds an app back
+
+
+@click.command()
+@app_argument
+@server_options
+def pin(**given: Any) -> None:
+    """Keep APP at its current release: what is pushed is written down and not deployed."""
+    _steer(
+        "pin",
+        lambda app: f"{app['name']} is pinned {_at(app)}. Pushes are not deployed; what you deploy yourself is.",
+        **given,
+    )
+
+
+@click.command()
+@app_argument
+@server_options
+def unpin(**given: Any) -> None:
+    """Deploy what is pushed to APP again, from the next push on."""
+    _steer(
+        "unpin",
+        lambda app: (
+            f"{app['name']} is not pinned. The next push is deployed; this deploys the tip now: "
+            f"hookdeploy deploy {app['name']}"
+        ),
+        **given,
+    )
+
+
+@click.command()
+@app_argument
+@server_options
+def pause(**given: Any) -> None:
+    """Let what is pushed to APP wait until it is resumed."""
+    _steer("pause", lambda app: f"{app['name']} is paused {_at(app)}. Pushes wait until it is resumed.", **given)
+
+
+@click.command()
+@app_argument
+@server_options
+def resume(**given: Any) -> None:
+    """End a pause of APP: the newest of what waits is deployed."""
+    _steer("resume", _resumed, **given)
+
+
+def _steer(
+    how: str,
+    in_words: Callable[[Answer], str],
+    *,
+    app: str | None,
+    config: Path | None,
+    state: Path | None,
+    as_json: bool,
+) -> None:
+    with _server(config, state, as_json=as_json) as api:
+        steered = api.post(f"{_path(api, app)}/{how}")
+        _show(steered, in_words(steered), as_json=as_json)
+
+
+def _at(app: Answer) -> str:
+    return f"at {commit(app)}" if app["revision"] else "before its first release"
+
+
+def _resumed(app: Answer) -> str:
+    coming = app["waiting"] or app["running"]
+    what = f"deployment {coming} is on its way" if coming else "nothing waits"
+    pinned = "; it is pinned still" if app["pinned"] else ""
+    return f"{app['name']} is not paused: {what}{pinned}."
+
+
+# --- the server, and the app that is meant
+
+
+@contextmanager
+def _server(config: Path | None, state: Path | None, *, as_json: bool) -> Iterator[Api]:
+    """The API of the running server. What it refuses ends the command."""
+    with closing(Api(state_of(config, state))) as api:
+        try:
+            yield api
+        except NotRunning as error:
+            _fail(str(error), NOT_RUNNING, as_json=as_json)
+        except ApiError as error:
+            _fail(str(error), USAGE if error.status == 400 else FAILED, as_json=as_json)
+
+
+def _fail(reason: str, code: int, *, as_json: bool) -> NoReturn:
+    if as_json:
+        click.echo(json.dumps({"error": reason}))
+    else:
+        click.echo(reason, err=True)
+    raise click.exceptions.Exit(code)
+
+
+def _path(api: Api, name: str | None) -> str:
+    """The path of the app that is meant; of the only one if none is named."""
+    known = [str(app["name"]) for app in api.get("/apps")]
+    if name is None and len(known) == 1:
+        name = known[0]
+    if name not in known:
+        raise click.UsageError(clean(_which(name, known)))
+    return _path_of(name)
+
+
+def _which(name: str | None, known: Sequence[str]) -> str:
+    if name is None:
+        return f"say which app: {', '.join(known)}" if known else "there is no app"
+    near = get_close_matches(name, known)
+    return f"there is no app {name}" + (f"; did you mean {' or '.join(near)}?" if near else f"; {_which(None, known)}")
+
+
+def _path_of(name: str) -> str:
+    return f"/apps/{quote(name, safe='')}"
+
+
+def _show(answer: Answer, in_words: str, *, as_json: bool) -> None:
+    click.echo(json.dumps(answer) if as_json else clean(in_words))
