@@ -22,6 +22,8 @@ from benchmarks import rig
 LIMIT = 10.0
 """Seconds after which an answer counts as none."""
 HOST = "127.0.0.1"
+LONGEST_BODY = 100
+"""Bytes shown of an answer that is a failure."""
 
 
 class Failed(Exception):
@@ -130,11 +132,12 @@ async def _send(
 
 @dataclass
 class Requests:
-    """What became of the requests: times of the fast ones in ms, failures by kind, and how often each page was seen."""
+    """What became of the requests: times of the fast ones in ms, each failure, and how often each page was seen."""
 
     milliseconds: list[float] = field(default_factory=list)
     asked: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[float, str]] = field(default_factory=list)
+    """When, in seconds since the epoch, and what: of an answer other than 200 the status and the body."""
     pages: Counter[str] = field(default_factory=Counter)
 
 
@@ -180,7 +183,7 @@ class Client:
             async with asyncio.timeout(LIMIT):
                 page = await self._page()
         except (Failed, OSError) as error:
-            self._found.failures[_words(error)] += 1
+            self._found.failures.append((time.time(), _words(error)))
             self._hang_up()
             return
         self._found.pages[page] += 1
@@ -194,7 +197,7 @@ class Client:
             self._connection = await Connection.open(self._port)
         status, body = await self._connection.exchange(self._request)
         if status != 200:
-            raise Failed(f"status {status}")
+            raise Failed(f"status {status}: {body[:LONGEST_BODY].decode('utf-8', 'replace')}")
         if not self._keep:
             self._hang_up()
         return body.decode()

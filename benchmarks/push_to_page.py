@@ -1,4 +1,4 @@
-"""How long a push takes to become a page: through hookdeploy, and by a shell script with the same commands.
+"""How long a push takes to become a page: through hookdeploy, by a shell script, and by ``git pull`` and ``--reload``.
 
 python -m benchmarks.push_to_page --rounds 10
 """
@@ -20,8 +20,8 @@ from typing import Any, Protocol
 
 from benchmarks import rig
 
-GOAL = 1.15
 MODES = ("release", "in-place")
+GOALS = {"release": 1.2, "in-place": 1.15}
 LOOK_EVERY = 0.01
 """Seconds between two looks at the page: often enough to see it, and seldom enough to leave the cores alone."""
 
@@ -104,6 +104,31 @@ class ByHand:
 
 
 @dataclass
+class Reloading:
+    """A push, and a ``git pull`` under a gunicorn that looks after its files itself."""
+
+    project: rig.Project
+    port: int
+    clone: Path
+    master: int
+
+    def deploy(self, revision: str) -> None:
+        self._old = self._workers()
+        with (self.clone.parent / "pull.log").open("ab") as log:
+            self._pull = subprocess.Popen(
+                ("git", "pull", "--quiet", "--rebase"), stdout=log, stderr=log, cwd=self.clone, start_new_session=True
+            )
+
+    def settle(self) -> None:
+        if self._pull.wait(rig.PATIENCE):
+            raise rig.NotMeasured(f"git pull ended with {self._pull.returncode}")
+        rig.wait_until(lambda: self._old.isdisjoint(self._workers()), "the end of the old workers", every=0.05)
+
+    def _workers(self) -> set[str]:
+        return set(Path(f"/proc/{self.master}/task/{self.master}/children").read_text().split())
+
+
+@dataclass
 class Timings:
     """Seconds until the page was new, one of each a round."""
 
@@ -138,7 +163,14 @@ def through_hookdeploy(directory: Path) -> Iterator[dict[str, ThroughHookdeploy]
         "in-place": {"mode": "in-place", "path": str(projects["in-place"].clone(directory / "clone"))},
     }
     apps = {
-        mode: {"wsgi": "wsgi:application", "workers": 2, "bind": f"127.0.0.1:{ports[mode]}", **where[mode]}
+        mode: {
+            "wsgi": "wsgi:application",
+            "workers": 2,
+            "bind": f"127.0.0.1:{ports[mode]}",
+            "health": "/healthz",
+            "probation": "0s",  # it begins with the new page, and would only make the rounds longer
+            **where[mode],
+        }
         for mode in MODES
     }
     port = rig.free_port()
@@ -172,6 +204,21 @@ def by_hand(directory: Path) -> Iterator[dict[str, ByHand]]:
         yield contestants
 
 
+@contextlib.contextmanager
+def reloading(directory: Path) -> Iterator[Reloading]:
+    """A clone under ``gunicorn --reload``, with its first version served. The app reads one file that is not Python."""
+    directory.mkdir()
+    project = rig.Project.with_app(directory, "reloading")
+    clone = project.clone(directory / "clone")
+    port = rig.free_port()
+    words = ["--workers", "2", "--bind", f"127.0.0.1:{port}", "--no-control-socket", "--reload"]
+    extra = ["--reload-extra-file", str(clone / "version")]
+    command = [sys.executable, "-m", "gunicorn", *words, *extra, "wsgi:application"]
+    with rig.running(command, directory / "server.log", cwd=clone) as process:
+        rig.wait_for_page(port, "first")
+        yield Reloading(project, port, clone, process.pid)
+
+
 # --- the figures
 
 
@@ -185,10 +232,22 @@ def show_result(timings: Mapping[str, Mapping[str, Timings]], rounds: int) -> No
         for words, of in starts:
             ours, theirs = of(sides["hookdeploy"]), of(sides["by hand"])
             ratio = median(ours) / median(theirs)
-            goal = rig.verdict(ratio, GOAL) if words == "from the hook" else ""
+            goal = rig.verdict(ratio, GOALS[mode]) if words == "from the hook" else ""
             rows.append([f"{mode}, {words}", _figures(ours), _figures(theirs), f"{ratio:.2f}", goal])
     head = ["median (least-most), s", "hookdeploy", "by hand", "ratio", "goal"]
     rig.show(f"From a push to the new page, {rounds} rounds of each", head, rows)
+
+
+def show_reloading(ours: Timings, theirs: Timings) -> None:
+    rows = [
+        [words, _figures(a), _figures(b), f"{median(a) / median(b):.2f}"]
+        for words, a, b in (
+            ("from the hook, or the start of git pull", ours.from_hook, theirs.from_hook),
+            ("from the start of git push", ours.from_push, theirs.from_push),
+        )
+    ]
+    head = ["median (least-most), s", "hookdeploy, release", "--reload", "ratio"]
+    rig.show("The same beside git pull under gunicorn --reload", head, rows)
 
 
 def _figures(seconds: list[float]) -> str:
@@ -219,20 +278,24 @@ def _seconds(time_of_day: str) -> float:
 
 def main() -> None:
     parser = rig.arguments(__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="how often each of the four is measured")
+    parser.add_argument("--rounds", type=int, default=10, help="how often each of the five is measured")
     given = parser.parse_args()
     timings = {mode: {"hookdeploy": Timings(), "by hand": Timings()} for mode in MODES}
+    reloaded = Timings()
     with (
         rig.workplace(given.state) as directory,
         through_hookdeploy(directory / "a") as ours,
         by_hand(directory / "b") as theirs,
+        reloading(directory / "c") as reloader,
     ):
         for number in range(given.rounds):
             for mode in MODES:
                 sides: list[tuple[str, Contestant]] = [("hookdeploy", ours[mode]), ("by hand", theirs[mode])]
                 for side, contestant in sides if number % 2 else reversed(sides):  # none is always the first
                     run_round(contestant, f"version {number}", timings[mode][side])
+            run_round(reloader, f"version {number}", reloaded)
         show_result(timings, given.rounds)
+        show_reloading(timings["release"]["hookdeploy"], reloaded)
         show_phases(ours)
 
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,10 +176,25 @@ def twistd(*words: str) -> list[str]:
 
 def alive(pid: int) -> bool:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        return _stat(pid)[0] != "Z"
     except OSError:
         return False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _stat(pid: int) -> list[str]:
+    """What proc_pid_stat(5) tells after the name: the state, the parent, …"""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def generations(directory: Path) -> list[int]:
+    """The masters of the servers that hookdeploy has started in this directory and that still run."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            started_by_hookdeploy = b"HOOKDEPLOY_GATE=" in (process / "environ").read_bytes()
+            if started_by_hookdeploy and (process / "cwd").readlink().is_relative_to(directory):
+                parents[int(process.name)] = int(_stat(int(process.name))[1])
+    return [pid for pid, parent in parents.items() if parent not in parents]
 
 
 # --- pages
@@ -283,15 +299,13 @@ class Hookdeploy:
         self.state = state
         self.port = port
         self.process = process
-        self._delivered = 0
         self._door = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE)
         socket_file = httpx.HTTPTransport(uds=str(state / "api.sock"))
         self._api = httpx.Client(base_url="http://api/api/v1", transport=socket_file, timeout=PATIENCE)
 
     def deliver(self, project: Project, revision: str) -> str:
         """Send the hook of a push; the id of the one deployment that it led to."""
-        self._delivered += 1
-        headers, body = signed_push(project.name, BRANCH, revision, f"delivery-{self._delivered}")
+        headers, body = signed_push(project.name, BRANCH, revision, str(uuid.uuid4()))
         answer = self._door.post("/hooks/github", content=body, headers=list(headers.items()))
         if answer.status_code != 202 or answer.json()["status"] != "accepted":
             raise NotMeasured(f"the hook was answered {answer.status_code} {answer.text}")
@@ -302,11 +316,23 @@ class Hookdeploy:
         """What the API says under ``/api/v1``."""
         return self._api.get(path).raise_for_status().json()
 
-    def deployed(self, deployment: str) -> dict[str, Any]:
-        """Wait until a deployment has ended, and see that it ended well."""
+    def act(self, path: str, **words: str) -> Any:
+        """Have the API do something; what it answers, which has to be a success."""
+        answer = self._api.post(path, json=words)
+        if not answer.is_success:
+            raise NotMeasured(f"POST {path} was answered {answer.status_code} {answer.text}")
+        return answer.json()
+
+    def ended(self, deployment: str) -> dict[str, Any]:
+        """Wait until a deployment has ended, whatever its end."""
         path = f"/deployments/{deployment}"
         wait_until(lambda: self.ask(path)["outcome"] is not None, "the end of the deployment", every=0.05)
-        ended: dict[str, Any] = self.ask(path)
+        found: dict[str, Any] = self.ask(path)
+        return found
+
+    def deployed(self, deployment: str) -> dict[str, Any]:
+        """Wait until a deployment has ended, and see that it ended well."""
+        ended = self.ended(deployment)
         if ended["outcome"] != "deployed":
             raise NotMeasured(f"the deployment {ended['outcome']}: {ended['reason']}")
         return ended

@@ -6,56 +6,17 @@ python -m benchmarks.updates_under_load --rounds 10
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
 import os
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from benchmarks import rig
-
-CLIENTS = 16
-"""Half of them keep their connections; one more always has a request of 1 s in flight."""
-
-
-@dataclass
-class Load:
-    """What the load generator has seen, once it has ended."""
-
-    found: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> int:
-        return sum(self.found["failures"].values())
-
-    @property
-    def p99(self) -> float:
-        return rig.percentile(self.found["milliseconds"], 99)
-
-    def cells(self) -> list[str]:
-        times = self.found["milliseconds"]
-        return [str(self.found["asked"]), str(self.failed), *(f"{rig.percentile(times, p):.1f}" for p in (50, 99, 100))]
-
-
-@contextlib.contextmanager
-def load_on(port: int, rate: float) -> Iterator[Load]:
-    """Requests on this port for as long as the block lasts."""
-    load = Load()
-    command = rig.module("load", "requests", str(port), "--rate", str(rate), "--clients", str(CLIENTS))
-    with subprocess.Popen(command, cwd=rig.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        try:
-            time.sleep(1)  # so that the interpreter's own start is over, and the slow request is in flight
-            yield load
-            said, _ = process.communicate(timeout=rig.PATIENCE)  # the end of its input ends it
-            load.found = json.loads(said)
-        finally:
-            process.kill()
+from benchmarks.visitors import Load, visiting
 
 
 @dataclass
@@ -72,7 +33,7 @@ class Part:
 def run_updates(words: str, port: int, given: argparse.Namespace, update: Callable[[str], None]) -> Part:
     """Update so many times under load, with a pause in between."""
     versions = [f"{words} {number}" for number in range(given.rounds)]
-    with load_on(port, given.rate) as load:
+    with visiting(port, given.rate) as load:
         for version in versions:
             update(version)
             time.sleep(given.pause)
@@ -90,6 +51,7 @@ def measure_hookdeploy(directory: Path, given: argparse.Namespace) -> Iterator[P
         "workers": 2,
         "gunicorn": ["--threads", "4"],
         "bind": f"127.0.0.1:{port}",
+        "probation": "1s",
     }
     with rig.hookdeploy(rig.configure(directory, door, {"blog": app}), door) as server:
         rig.wait_for_page(port, "first")
@@ -99,7 +61,7 @@ def measure_hookdeploy(directory: Path, given: argparse.Namespace) -> Iterator[P
             project.push()
             server.deployed(server.deliver(project, revision))
 
-        with load_on(port, given.rate) as load:
+        with visiting(port, given.rate) as load:
             time.sleep(given.seconds)
         yield Part("no update", load, 0, 0)
         yield run_updates("updates by hookdeploy", port, given, update)
@@ -156,9 +118,8 @@ def show_result(parts: list[Part], given: argparse.Namespace) -> None:
     title = f"About {given.rate:g} requests a second, half over kept connections, and always a slow one in flight"
     rig.show(title, head, rows)
     for part in parts:
-        failures = Counter(part.load.found["failures"]).most_common()
-        if failures:
-            print(f"{part.words}: " + ", ".join(f"{words} ({count})" for words, count in failures))
+        if part.load.failed:
+            print(f"{part.words}: {part.load.failures_in_words()}")
 
 
 def main() -> None:
