@@ -203,6 +203,8 @@ class Deployments:
 
     async def check(self) -> None:
         """The page is that of the newest good deployment, and on disk is nothing that could not be it."""
+        # One that is being drained, because it could not be kept, may answer until it has gone.
+        await until(lambda: len(processes_in(self.state)) == 2, "all but the serving server to end")
         port = int(self.listener.getsockname()[1])
         page = await deferToThread(ask, port)
         assert page == self.served
@@ -216,7 +218,6 @@ class Deployments:
         assert launch.environment.directory is not None
         assert (launch.environment.directory / COMPLETE).exists()
         assert not (self.directory / "preparing").exists()
-        await until(lambda: len(processes_in(self.state)) == 2, "all but the serving server to end")
 
 
 @asynccontextmanager
