@@ -1,14 +1,20 @@
-"""Gives pytest-twisted the eyes that trial has: a swallowed failure or a leftover in the reactor fails its test."""
+"""Gives pytest-twisted the eyes that trial has: a swallowed failure or a leftover in the reactor fails its test.
+
+And what the tests of the installed program begin with.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from twisted.internet import _signals, reactor
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
+
+from tests.installed import IN_PLACE, RELEASE, Hookdeploy, Origin, git, put_away, site
 
 # Without typing's protocols, of which nothing can be asked to be an instance.
 WAKERS = tuple(
@@ -62,3 +68,25 @@ def clean_reactor() -> Iterator[None]:
         if hasattr(item, "cancel"):
             item.cancel()
     assert not left
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Origin:
+    made = Origin(tmp_path)
+    made.push(site("one"))
+    return made
+
+
+@pytest.fixture
+def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with a configuration file and one app in release mode; not started yet."""
+    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
+        yield hookdeploy
+
+
+@pytest.fixture
+def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+    """A hookdeploy with a configuration file and a clone of the origin; not started yet."""
+    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
+    with put_away(Hookdeploy(tmp_path, config=IN_PLACE)) as hookdeploy:
+        yield hookdeploy

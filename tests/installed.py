@@ -34,6 +34,27 @@ _ports = cycle(range(_first + os.getpid() % _PORTS, _first + _PORTS))
 SECRET = payloads.SECRET
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
+RELEASE = """
+state = "state"
+
+[server]
+listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]
+
+[hooks.github]
+secrets = [{ file = "hook.secret" }]
+
+[apps.web]
+hook = "github"
+repository = "origin.git"
+names = ["acme/web"]
+wsgi = "wsgi:application"
+bind = "127.0.0.1:APP_PORT"
+workers = 1
+drain = "5s"
+probation = "0s"
+"""
+IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
+
 
 def until(look: Callable[[], T | None], what: str) -> T:
     """What a look gives as soon as it gives something."""

@@ -4,29 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.installed import Hookdeploy, Origin, git, processes_of, put_away, site, until
-from tests.test_twistd import IN_PLACE
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Origin:
-    made = Origin(tmp_path)
-    made.push(site("one"))
-    return made
-
-
-@pytest.fixture
-def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
-    """A hookdeploy with a clone of the origin; not started yet."""
-    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
-    with put_away(Hookdeploy(tmp_path, config=IN_PLACE)) as hookdeploy:
-        yield hookdeploy
+from tests.installed import IN_PLACE, Hookdeploy, Origin, git, processes_of, site, until
 
 
 def head(hookdeploy: Hookdeploy) -> str:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import payloads
-from tests.installed import Hookdeploy, Origin, put_away, site, until
-from tests.test_twistd import RELEASE
+from tests.installed import RELEASE, Hookdeploy, Origin, site, until
 
 DIES = """
 import os, signal, threading
@@ -23,19 +20,11 @@ MIGRATES = f'{RELEASE}migrate = [{{ run = "{MIGRATE}", shell = true }}]\n'
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Origin:
-    made = Origin(tmp_path)
-    made.push(site("one"))
-    return made
-
-
-@pytest.fixture
-def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
+def release(release: Hookdeploy) -> Hookdeploy:
     """A hookdeploy that serves its first release."""
-    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
-        hookdeploy.start()
-        hookdeploy.first()
-        yield hookdeploy
+    release.start()
+    release.first()
+    return release
 
 
 def rollback(hookdeploy: Hookdeploy) -> dict[str, Any] | None:

@@ -5,43 +5,26 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests import payloads
 from tests.installed import (
+    RELEASE,
     Hookdeploy,
     Origin,
     free_port,
     git,
     is_listened_on,
     processes_of,
-    put_away,
     site,
     until,
 )
-from tests.test_twistd import RELEASE
 
 AGAIN = "the configuration was read again"
 REFUSED = "the configuration stays as it was: "
 TWO_WORKERS = RELEASE.replace("workers = 1", "workers = 2")
 NEW_PATH = RELEASE.replace("[hooks.github]", '[hooks.github]\npath = "/new"')
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Origin:
-    made = Origin(tmp_path)
-    made.push(site("one"))
-    return made
-
-
-@pytest.fixture
-def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
-    """A hookdeploy with one app in release mode; not started yet."""
-    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
-        yield hookdeploy
 
 
 def hang_up(hookdeploy: Hookdeploy, config: str, said: str = AGAIN) -> None:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import Hookdeploy, Origin, put_away, site
-from tests.test_twistd import RELEASE
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
 
 FROM_FILE, ROTATED, FROM_COMMAND = "canary-of-the-env-file", "canary-after-a-rotation", "canary-of-the-command-line"
 CONFIG = f"""{RELEASE}
@@ -27,13 +26,6 @@ import os, sys
 print("boot:", os.environ["DATABASE_PASSWORD"], file=sys.stderr, flush=True)
 raise RuntimeError(os.environ["DATABASE_PASSWORD"] + os.environ["API_TOKEN"])
 """
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Origin:
-    made = Origin(tmp_path)
-    made.push(site("one"))
-    return made
 
 
 @pytest.fixture

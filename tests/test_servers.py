@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import Hookdeploy, Origin, processes_of, put_away, until
-from tests.test_twistd import RELEASE
+from tests.installed import RELEASE, Hookdeploy, Origin, processes_of, put_away, until
 
 WSGI = 'wsgi = "wsgi:application"\n'
 COMMAND = f'command = ["{sys.executable}", "-m", "uvicorn", "--fd", "{{fd}}", "app:app"]\n'

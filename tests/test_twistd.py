@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from tests import payloads
 from tests.installed import (
     PATIENCE,
+    RELEASE,
     SECRET,
     Hookdeploy,
     Origin,
@@ -35,52 +36,10 @@ from tests.installed import (
 from twisted_hook.cli.client import Api
 from twisted_hook.cli.send import send
 
-RELEASE = """
-state = "state"
-
-[server]
-listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]
-
-[hooks.github]
-secrets = [{ file = "hook.secret" }]
-
-[apps.web]
-hook = "github"
-repository = "origin.git"
-names = ["acme/web"]
-wsgi = "wsgi:application"
-bind = "127.0.0.1:APP_PORT"
-workers = 1
-drain = "5s"
-probation = "0s"
-"""
-IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
 HELD = RELEASE + 'build = ["sh DIRECTORY/build.sh"]\n'
 BUILD = "echo >> DIRECTORY/built; while [ -e DIRECTORY/hold ]; do sleep 0.02; done"
 
 PHASES = ["fetching", "building", "starting", "checking", "swapping", "done"]
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Origin:
-    made = Origin(tmp_path)
-    made.push(site("one"))
-    return made
-
-
-@pytest.fixture
-def release(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
-    """A hookdeploy with a configuration file and one app in release mode; not started yet."""
-    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
-        yield hookdeploy
-
-
-@pytest.fixture
-def in_place(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
-    """A hookdeploy with a configuration file and a clone of the origin; not started yet."""
-    git(tmp_path, "clone", "--quiet", str(origin.path), "clone")
-    with put_away(Hookdeploy(tmp_path, config=IN_PLACE)) as hookdeploy:
-        yield hookdeploy
 
 
 @pytest.fixture
