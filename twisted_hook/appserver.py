@@ -239,7 +239,7 @@ class SocketServer:
             self._become("starting")
         candidate.start()
         await self._until_serving(candidate)
-        if self._serving is not None and probation > 0:
+        if orders.to_be_proven and self._serving is not None:
             terms = Terms(probation, deaths=self._app.probation_deaths, errors=self._app.probation_errors)
             with self._health_asked(orders):
                 await self._until_proven(candidate, self._serving, terms, entered)
@@ -416,15 +416,14 @@ class SocketServer:
         pause = 0.0 if self._deaths <= 1 else min(FIRST_PAUSE * 2.0 ** min(self._deaths - 2, 30), LONGEST_PAUSE)
         self._become("restarting", reason=reason)
         self._log.warn("{app}: the server starts again in {pause:g} s", app=self._app.name, pause=pause)
+        self._cancel_revival()
+        self._revival = self._reactor.callLater(pause, self._start_revival)
         if self._deaths >= KEEPS_DYING:
             self._log.error(
                 "{app}: the server has died {deaths} times in a row; it needs a new commit or a person",
                 app=self._app.name,
                 deaths=self._deaths,
             )
-        self._cancel_revival()
-        self._revival = self._reactor.callLater(pause, self._start_revival)
-        if self._deaths >= KEEPS_DYING:
             self._gave_up(f"the server has died {self._deaths} times in a row: {reason}")
 
     def _start_revival(self) -> None:

@@ -122,12 +122,9 @@ class Releases:
     async def keep(self, run: CommandRunner, tree: Tree) -> None:
         self._refuse_a_real_current()
         with explained(f"{self._link} could not be changed"):
-            for release in (
-                self._current_release(),
-                tree.release,
-            ):  # an older hookdeploy wrote down the current one alone
-                if release is not None:
-                    note_served(self._served, release)
+            # The current one too: an older hookdeploy did not write down what has served.
+            for release in filter(None, (self._current_release(), tree.release)):
+                note_served(self._served, release)
             new = self.directory / "current.new"
             new.unlink(missing_ok=True)
             new.symlink_to(Path("releases") / tree.release)
