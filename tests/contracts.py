@@ -6,6 +6,7 @@ A check takes a fresh driver and fails by an ``AssertionError``. ``JOURNAL`` hol
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 from twisted.internet.defer import Deferred, gatherResults
 
@@ -16,7 +17,7 @@ from twisted_hook.model import (
     JournalUnavailable,
     Message,
     NewDelivery,
-    NotAPush,
+    NoSuchRow,
     Outcome,
     Phase,
     Push,
@@ -37,17 +38,20 @@ def pushed(
 ) -> NewDelivery:
     """A push of main; its body is as unique as its ``guid`` unless a ``digest`` is given."""
     push = Push("acme/blog", "refs/heads/main", REVISION, "main")
-    return NewDelivery(hook, Message(guid, "push", push), digest or f"body of {guid}", at, apps, reason)
+    return NewDelivery(hook, Message(guid, "push", (push,)), digest or f"body of {guid}", at, apps, reason)
 
 
 async def _ended(journal: Journal, deployment: Deployment, outcome: Outcome, *, by: Deployment | None = None) -> None:
-    await journal.finish(deployment.id, outcome, 9.0, superseded_by=by.id if by else None)
+    if by is not None:
+        await journal.supersede({deployment.id: by.id}, 9.0)
+    else:
+        await journal.finish(deployment.id, outcome, 9.0)
 
 
-async def _refused(writing: Awaitable[object]) -> bool:
+async def _refused(writing: Awaitable[object], kind: type[JournalUnavailable] = JournalUnavailable) -> bool:
     try:
         await writing
-    except JournalUnavailable:
+    except kind:
         return True
     return False
 
@@ -68,21 +72,18 @@ async def check_a_delivery_is_kept_as_it_came(journal: Journal) -> None:
     kept = await journal.delivery(receipt.delivery)
     assert kept is not None
     assert (kept.hook, kept.guid, kept.event, kept.received_at) == ("github", "one", "push", 1.5)
-    assert (kept.repository, kept.ref, kept.after) == ("acme/blog", "refs/heads/main", REVISION)
+    assert kept.pushes == (Push("acme/blog", "refs/heads/main", REVISION, "main"),)
     assert (kept.verdict, kept.reason) == (Verdict.ACCEPTED, "")
     assert kept.deployments == (receipt.queued[0].id,)
 
 
 async def check_a_delivery_for_nobody_is_kept_with_its_reason(journal: Journal) -> None:
-    ping = NewDelivery("github", Message("one", "ping", NotAPush("a ping")), "body", 1.0, (), "a ping")
+    ping = NewDelivery("github", Message("one", "ping", reason="a ping"), "body", 1.0, (), "a ping")
     receipt = await journal.accept(ping)
     kept = await journal.delivery(receipt.delivery)
     assert receipt == Receipt(Verdict.IGNORED, receipt.delivery, (), ())
     assert kept is not None
-    assert (kept.verdict, kept.reason, kept.repository, kept.ref, kept.after) == (
-        *(Verdict.IGNORED, "a ping"),
-        *(None, None, None),
-    )
+    assert (kept.verdict, kept.reason, kept.pushes) == (Verdict.IGNORED, "a ping", ())
     assert not await journal.deployments()
 
 
@@ -152,6 +153,15 @@ async def check_a_duplicate_leaves_every_other_end_alone(journal: Journal) -> No
         assert again.verdict is Verdict.DUPLICATE
         assert [(one.id, one.outcome) for one in again.deployments] == [(first.queued[0].id, outcome)]
         assert not again.queued
+
+
+async def check_what_begins_covers_all_that_was_superseded_on_the_way_to_it(journal: Journal) -> None:
+    other, *burst, last = [await journal.enqueue("blog", Trigger.PUSH) for _ in range(6)]
+    await journal.finish(other.id, Outcome.DEPLOYED, 1.0)
+    await journal.supersede({covered.id: by.id for covered, by in pairwise([*burst, last])}, 2.0)
+    await journal.begin(last.id, 3.0)
+    told = [await journal.deployment(one.id) for one in (other, *burst, last)]
+    assert [one.superseded_by for one in told if one is not None] == [None, *[last.id] * len(burst), None]
 
 
 async def check_what_superseded_a_deployment_stands_for_it(journal: Journal) -> None:
@@ -268,23 +278,42 @@ async def check_an_ended_deployment_begins_no_more(journal: Journal) -> None:
 async def check_the_first_outcome_stays(journal: Journal) -> None:
     made = await journal.enqueue("blog", Trigger.MANUAL)
     other = await journal.enqueue("blog", Trigger.MANUAL)
-    await journal.finish(made.id, Outcome.SUPERSEDED, 10.0, reason="first", superseded_by=other.id)
+    await journal.finish(made.id, Outcome.CANCELLED, 10.0, reason="first")
     await journal.finish(made.id, Outcome.FAILED, 20.0, reason="second")
+    await journal.supersede({made.id: other.id}, 30.0)
     kept = await journal.deployment(made.id)
     assert kept is not None
-    assert (kept.outcome, kept.finished_at, kept.reason) == (Outcome.SUPERSEDED, 10.0, "first")
-    assert kept.superseded_by == other.id
+    assert (kept.outcome, kept.finished_at, kept.reason) == (Outcome.CANCELLED, 10.0, "first")
+    assert kept.superseded_by is None
+
+
+async def check_what_is_superseded_has_ended_and_says_by_which(journal: Journal) -> None:
+    one, two, newest = [await journal.enqueue("blog", Trigger.PUSH, reason="why") for _ in range(3)]
+    await journal.supersede({one.id: newest.id, two.id: newest.id}, 10.0)
+    for covered in (one, two):
+        kept = await journal.deployment(covered.id)
+        assert kept is not None
+        assert (kept.outcome, kept.finished_at, kept.reason) == (Outcome.SUPERSEDED, 10.0, "why")
+        assert kept.superseded_by == newest.id
+    assert await journal.unfinished() == [newest]
+
+
+async def check_what_is_not_there_is_neither_superseded_nor_supersedes_by_name(journal: Journal) -> None:
+    made = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.supersede({"0000000000000": made.id, made.id: "f" * 13}, 10.0)
+    kept = await journal.deployment(made.id)
+    assert kept is not None
+    assert (kept.outcome, kept.superseded_by) == (Outcome.SUPERSEDED, None)
 
 
 async def check_nothing_is_written_about_an_unknown_deployment(journal: Journal) -> None:
     made = await journal.enqueue("blog", Trigger.MANUAL)
     for unknown in ("0000000000000", "f" * 13, "no id", "", "१" * 13, "-1", "f" * 99):
-        assert await _refused(journal.begin(unknown, 1.0))
         assert await _refused(journal.advance(unknown, Phase.DONE, 1.0))
         assert await _refused(journal.describe(unknown, commit=Commit(REVISION, "", ""), previous=None, release=None))
         assert await _refused(journal.add_step(unknown, STEP))
-        assert await _refused(journal.finish(unknown, Outcome.FAILED, 1.0))
-        assert await _refused(journal.finish(made.id, Outcome.SUPERSEDED, 1.0, superseded_by=unknown))
+        assert await _refused(journal.begin(unknown, 1.0), NoSuchRow)
+        assert await _refused(journal.finish(unknown, Outcome.FAILED, 1.0), NoSuchRow)
         assert await journal.deployment(unknown) is None
         assert await journal.delivery(unknown) is None
     assert await journal.deployments() == [made]
@@ -415,6 +444,194 @@ async def check_the_last_word_about_a_revision_is_what_served_it_or_took_it_back
     await journal.finish(cut_off.id, Outcome.INTERRUPTED, 9.0)
     assert await last("d") == cut_off.id
     assert await journal.last_about("shop", "b" * 40) is None
+
+
+async def check_a_replay_belongs_to_its_delivery(journal: Journal) -> None:
+    first = await journal.accept(pushed("one", "blog"))
+    await _ended(journal, first.queued[0], Outcome.DEPLOYED)
+    replayed = await journal.enqueue("blog", Trigger.REPLAY, delivery=first.delivery)
+    kept = await journal.delivery(first.delivery)
+    assert kept is not None
+    assert kept.deployments == (first.queued[0].id, replayed.id)
+    assert replayed.trigger is Trigger.REPLAY
+    again = await journal.accept(pushed("one", "blog"))
+    assert again == Receipt(Verdict.DUPLICATE, first.delivery, (replayed,), ())
+
+
+async def check_a_replay_of_what_never_came_is_refused(journal: Journal) -> None:
+    made = await journal.enqueue("blog", Trigger.MANUAL)
+    for unknown in (made.id, "0000000000000", "no id", ""):
+        assert await _refused(journal.enqueue("blog", Trigger.REPLAY, delivery=unknown))
+    assert await journal.deployments() == [made]
+
+
+async def check_why_a_deployment_is_made_stays_until_it_ends_for_another_reason(journal: Journal) -> None:
+    moved = "branch moved, no hook came"
+    for reason, said in (("", moved), ("exit 1", "exit 1")):
+        made = await journal.enqueue("blog", Trigger.POLL, reason=moved)
+        assert made.reason == moved
+        assert (await journal.begin(made.id, 1.0)).reason == moved
+        await journal.finish(made.id, Outcome.FAILED, 2.0, reason=reason)
+        kept = await journal.deployment(made.id)
+        assert kept is not None
+        assert kept.reason == said
+
+
+async def check_what_may_pass_by_itself_is_marked(journal: Journal) -> None:
+    for transient in (True, False):
+        made = await journal.enqueue("blog", Trigger.PUSH)
+        assert not made.transient
+        await journal.finish(made.id, Outcome.FAILED, 2.0, transient=transient)
+        await journal.finish(made.id, Outcome.FAILED, 2.0, transient=not transient)
+        kept = await journal.deployment(made.id)
+        assert kept is not None
+        assert kept.transient is transient
+
+
+async def check_what_was_decided_about_a_revision_is_the_newest_that_came_to_something(journal: Journal) -> None:
+    assert await journal.decided("blog", REVISION) is None
+    for outcome in Outcome:
+        before = await journal.decided("blog", REVISION)
+        made = await _about(journal, "a", outcome, Trigger.PUSH, "b")
+        decided = await journal.decided("blog", REVISION)
+        if outcome in {Outcome.SUPERSEDED, Outcome.UNCHANGED}:
+            assert decided == before
+        else:
+            assert decided is not None
+            assert (decided.id, decided.outcome) == (made, outcome)
+    unfinished = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.describe(unfinished.id, commit=Commit(REVISION, "", ""), previous=None, release=None)
+    decided = await journal.decided("blog", REVISION)
+    assert decided is not None
+    assert decided.id != unfinished.id
+    assert await journal.decided("shop", REVISION) is None
+    assert await journal.decided("blog", "b" * 40) is None
+
+
+async def check_it_knows_of_which_commits_it_was_told(journal: Journal) -> None:
+    """Whether the delivery was for anybody or not, and whichever of its refs it is."""
+    one, two, three = ("1" * 40, "2" * 64, "3" * 40)
+    pushes = (
+        Push(f'"after":"{three}"', "refs/heads/main", one),
+        Push("acme/blog", "refs/heads/old", None),
+        Push("acme/blog", "refs/heads/new", two),
+    )
+    await journal.accept(NewDelivery("github", Message("one", "push", pushes), "body", 1.0, (), "for nobody"))
+    assert await journal.told_of(one)
+    assert await journal.told_of(two)
+    for never in (three, one[:-1], "", "%", "null", 'x"'):
+        assert not await journal.told_of(never)
+
+
+async def check_a_forge_is_asked_once_to_deliver_again(journal: Journal) -> None:
+    await journal.accept(pushed("here", "blog"))
+    assert not await journal.ask_again("github", "here", 1.0)
+    assert await journal.ask_again("gitlab", "here", 1.0)
+    assert await journal.ask_again("github", "lost", 1.0)
+    assert not await journal.ask_again("github", "lost", 2.0)
+    assert (await journal.accept(pushed("lost", "blog"))).verdict is Verdict.ACCEPTED
+    assert not await journal.ask_again("github", "lost", 3.0)
+
+
+async def check_nothing_is_parked_that_can_be_read(journal: Journal) -> None:
+    await journal.accept(pushed("one", "blog"))
+    assert not await journal.parked()
+
+
+async def _done(journal: Journal, guid: str, app: str = "blog", outcome: Outcome = Outcome.DEPLOYED) -> Receipt:
+    receipt = await journal.accept(pushed(guid, app))
+    await journal.advance(receipt.queued[0].id, Phase.FETCHING, 1.0)
+    await journal.add_step(receipt.queued[0].id, STEP)
+    await journal.finish(receipt.queued[0].id, outcome, 9.0)
+    return receipt
+
+
+async def check_the_oldest_beyond_so_many_go(journal: Journal) -> None:
+    receipts = [await _done(journal, str(n)) for n in range(6)]
+    await journal.prune(before=0.0, rows=6)
+    assert len(await journal.deployments()) == len(await journal.deliveries()) == 6
+    await journal.prune(before=0.0, rows=2)
+    assert [one.id for one in await journal.deployments()] == [one.queued[0].id for one in receipts[:-3:-1]]
+    assert [one.guid for one in await journal.deliveries()] == ["5", "4"]
+    forgotten = await journal.accept(pushed("0", "blog"))
+    assert (forgotten.verdict, len(forgotten.queued)) == (Verdict.ACCEPTED, 1)
+    assert (await journal.accept(pushed("5", "blog"))).verdict is Verdict.DUPLICATE
+
+
+async def check_what_is_from_before_a_time_goes(journal: Journal) -> None:
+    """All rows of a fresh driver are from now or from the past."""
+    await _done(journal, "old")
+    ping = NewDelivery("github", Message("ping", "ping"), "body", 2.5, (), "a ping")
+    await journal.accept(ping)
+    last = await _done(journal, "last")
+    await journal.prune(before=1.0, rows=100)
+    assert len(await journal.deliveries()) == 3
+    await journal.prune(before=2.0**40, rows=100)
+    assert [one.id for one in await journal.deployments()] == [last.queued[0].id]
+    assert [one.guid for one in await journal.deliveries()] == ["last"]
+
+
+async def check_what_has_not_ended_stays(journal: Journal) -> None:
+    waiting = await journal.accept(pushed("waiting", "blog"))
+    await _done(journal, "done", "blog", Outcome.SUPERSEDED)
+    by_hand = await journal.enqueue("shop", Trigger.MANUAL)
+    await journal.prune(before=2.0**40, rows=0)
+    assert list(await journal.unfinished()) == [waiting.queued[0], by_hand]
+    assert await journal.deployments() == [by_hand, waiting.queued[0]]
+    assert [one.guid for one in await journal.deliveries()] == ["waiting"]
+
+
+async def check_the_last_of_each_app_stays(journal: Journal) -> None:
+    for app in ("blog", "shop"):
+        await _done(journal, f"{app} 1", app, Outcome.DEPLOYED)
+        await _done(journal, f"{app} 2", app, Outcome.FAILED)
+        await _done(journal, f"{app} 3", app, Outcome.UNCHANGED)
+    last = [await journal.last(app) for app in ("blog", "shop")]
+    await journal.prune(before=2.0**40, rows=0)
+    assert [await journal.last(app) for app in ("blog", "shop")] == last
+    assert len(await journal.deployments()) == 2
+
+
+async def check_what_holds_a_revision_back_stays(journal: Journal) -> None:
+    """It was put back by a person or on probation, or was cut off in its migration; and nothing after that served."""
+    await _about(journal, "a", Outcome.DEPLOYED, Trigger.PUSH)
+    back = await _about(journal, "a", Outcome.DEPLOYED, Trigger.ROLLBACK, "b")
+    on_probation = await _about(journal, "c", Outcome.ROLLED_BACK, Trigger.PUSH, "a")
+    cut_off = await journal.enqueue("blog", Trigger.PUSH)
+    await journal.describe(cut_off.id, commit=Commit("d" * 40, "", ""), previous="a" * 40, release=None)
+    await journal.advance(cut_off.id, Phase.MIGRATING, 8.0)
+    await journal.finish(cut_off.id, Outcome.INTERRUPTED, 9.0)
+    await _about(journal, "e", Outcome.ROLLED_BACK, Trigger.PUSH, "a")
+    await _about(journal, "e", Outcome.DEPLOYED, Trigger.MANUAL, "a")
+    last = await _about(journal, "f", Outcome.DEPLOYED, Trigger.PUSH, "e")
+    await journal.prune(before=2.0**40, rows=0)
+    assert [one.id for one in await journal.deployments()] == [last, cut_off.id, on_probation, back]
+    for letter, kept in (("b", back), ("c", on_probation), ("d", cut_off.id)):
+        word = await journal.last_about("blog", letter * 40)
+        assert word is not None
+        assert word.id == kept
+
+
+async def check_what_a_person_has_chosen_and_what_the_branch_was_at_then_stay(journal: Journal) -> None:
+    """Or else the branch would seem to have moved since, and the choice be overruled."""
+    await _about(journal, "a", Outcome.DEPLOYED, Trigger.PUSH)
+    tip = await _about(journal, "c", Outcome.DEPLOYED, Trigger.PUSH)
+    chosen = await journal.enqueue("blog", Trigger.MANUAL, "b" * 40)
+    await journal.describe(chosen.id, commit=Commit("b" * 40, "", ""), previous="c" * 40, release=None)
+    await journal.finish(chosen.id, Outcome.DEPLOYED, 9.0)
+    back = await _about(journal, "a", Outcome.DEPLOYED, Trigger.ROLLBACK, "b")
+    await journal.prune(before=2.0**40, rows=0)
+    assert [one.id for one in await journal.deployments()] == [back, chosen.id, tip]
+
+
+async def check_what_covered_a_deployment_goes_with_it_or_after_it(journal: Journal) -> None:
+    one, two = [await journal.accept(pushed(guid, "blog")) for guid in ("one", "two")]
+    await _ended(journal, one.queued[0], Outcome.SUPERSEDED, by=two.queued[0])
+    await _ended(journal, two.queued[0], Outcome.SUPERSEDED, by=one.queued[0])
+    await journal.prune(before=0.0, rows=1)
+    [kept] = await journal.deployments()
+    assert (kept.id, kept.superseded_by) == (two.queued[0].id, None)
+    assert [one.guid for one in await journal.deliveries()] == ["two"]
 
 
 JOURNAL: tuple[Callable[[Journal], Awaitable[None]], ...] = tuple(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
-import shutil
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
@@ -24,72 +26,51 @@ import pytest_twisted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError, Deferred, DeferredList, gatherResults
-from twisted.internet.interfaces import IReactorFromThreads
+from twisted.internet.defer import CancelledError, Deferred, gatherResults
 from twisted.internet.task import LoopingCall, deferLater
-from twisted.logger import capturedLogs
+from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.contracts import JOURNAL, STEP, pushed
 from tests.fakes import MemoryJournal
-from twisted_hook import groupcommit
+from tests.journals import (
+    CALL_IN_REACTOR,
+    ROOT,
+    accepting,
+    columns,
+    indexes,
+    needs_strace,
+    on_the_writing_thread,
+    opened,
+    refused,
+    run_sql,
+    settled,
+)
 from twisted_hook.boundaries import Journal
-from twisted_hook.journal import MOST_ROWS, SchemaTooNew, SqliteJournal
-from twisted_hook.model import JournalUnavailable, NewDelivery, Outcome, Phase, Receipt, Steering, Trigger, Verdict
+from twisted_hook.journal import MOST_ROWS, SqliteJournal, groupcommit
+from twisted_hook.journal.arrivals import ROWS
+from twisted_hook.journal.pruning import ASKED_FOR
+from twisted_hook.journal.schema import SCHEMA_VERSION, SchemaTooNew
+from twisted_hook.model import (
+    Commit,
+    JournalUnavailable,
+    Outcome,
+    Phase,
+    Push,
+    Receipt,
+    Steering,
+    Trigger,
+    Verdict,
+)
 
-CALL_IN_REACTOR = IReactorFromThreads(reactor).callFromThread
 T = TypeVar("T")
-ROOT = Path(__file__).parent.parent
 NOBODY = 65534
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "journal.sqlite3"
-
-
-@asynccontextmanager
-async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteJournal]:
-    journal = SqliteJournal.open(path, CALL_IN_REACTOR, **options)
-    try:
-        yield journal
-    finally:
-        await journal.close()
-
-
-def accepting(journal: Journal, deliveries: Sequence[NewDelivery]) -> Deferred[list[Receipt]]:
-    """Have all of them accepted at once."""
-    return gatherResults([Deferred.fromCoroutine(journal.accept(one)) for one in deliveries], consumeErrors=True)
-
-
-async def settled(waiting: Sequence[Deferred[Any]]) -> list[Any]:
-    """How each of them ended: a result, or a failure."""
-    return [result for _, result in await DeferredList(waiting, consumeErrors=True)]
-
-
-async def refused(journal: Journal, *deliveries: NewDelivery) -> str:
-    """Why the journal refuses all of these, which are accepted at once."""
-    results = await settled([Deferred.fromCoroutine(journal.accept(one)) for one in deliveries])
-    failures = [result.value for result in results if isinstance(result, Failure)]
-    assert [type(failure) for failure in failures] == [JournalUnavailable] * len(deliveries), results
-    return str(failures[0])
-
-
-async def on_the_writing_thread(journal: SqliteJournal, sql: str) -> None:
-    await journal._writer.ask(lambda connection: connection.execute(sql).fetchall())
-
-
-def run_sql(path: Path, *statements: str) -> list[Any]:
-    """What a person at the file could do: the rows of the last statement."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        return [connection.execute(sql).fetchall() for sql in statements][-1]
-
-
-def columns(path: Path) -> list[Any]:
-    """Every column of every table, with what SQLite knows of it; its order in the table is of no matter."""
-    tables = [name for (name,) in run_sql(path, "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name")]
-    return sorted((table, *row[1:]) for table in tables for row in run_sql(path, f"PRAGMA table_info({table})"))
 
 
 # The contract, on the fake and on the real one.
@@ -165,23 +146,32 @@ OPERATIONS = st.lists(
         st.tuples(st.just("advance"), SOME, st.sampled_from(Phase)),
         st.tuples(st.just("add_step"), SOME),
         st.tuples(st.just("finish"), SOME, st.sampled_from(Outcome), st.none() | SOME),
+        st.tuples(st.just("describe"), SOME, st.sampled_from("xyz"), st.none() | st.sampled_from("xyz")),
+        st.tuples(st.just("prune"), st.sampled_from([0.0, 2.0**40]), st.integers(0, 4)),
     ),
     max_size=30,
 )
 
 
-async def perform(journal: Journal, operations: Sequence[tuple[Any, ...]]) -> list[str]:
+async def perform(journal: Journal, operations: Sequence[tuple[Any, ...]]) -> list[str]:  # noqa: C901 - one case each
     """All that a journal says while it is told a story, with its ids replaced by their order of appearance."""
     said: list[object] = []
+    names: dict[str, str] = {}
     for name, *args in operations:
+        await _name(journal, names)  # some may be gone in the end
         made = [one.id for one in reversed(await journal.deployments())]
         match name, *args:
             case "accept", hook, guid, digest, apps:
                 said.append(await journal.accept(pushed(guid, *apps, hook=hook, digest=digest, reason=f"for {apps}")))
             case "enqueue", app, trigger:
                 said.append(await journal.enqueue(app, trigger))
+            case "prune", before, rows:
+                await journal.prune(before=before, rows=rows)
             case _ if not made:
                 continue
+            case "describe", which, revision, previous:
+                commit = Commit(revision, "", "")
+                await journal.describe(made[which % len(made)], commit=commit, previous=previous, release=None)
             case "begin", which:
                 said.append(await journal.begin(made[which % len(made)], 1.0))
             case "advance", which, phase:
@@ -189,13 +179,23 @@ async def perform(journal: Journal, operations: Sequence[tuple[Any, ...]]) -> li
             case "add_step", which:
                 await journal.add_step(made[which % len(made)], STEP)
             case "finish", which, outcome, by:
-                other = None if by is None else made[by % len(made)]
-                await journal.finish(made[which % len(made)], outcome, 3.0, superseded_by=other)
+                if by is None:
+                    await journal.finish(made[which % len(made)], outcome, 3.0)
+                else:
+                    await journal.supersede({made[which % len(made)]: made[by % len(made)]}, 3.0)
     deployments, deliveries = list(await journal.deployments()), list(await journal.deliveries())
     said += [deployments, deliveries, list(await journal.unfinished()), await journal.last("blog")]
-    names = {one.id: f"deployment {n}" for n, one in enumerate(reversed(deployments))}
-    names |= {one.id: f"delivery {n}" for n, one in enumerate(reversed(deliveries))}
+    said += [await journal.last_about("blog", "x"), await journal.decided("blog", "y")]
+    await _name(journal, names)
     return [_renamed(repr(words), names) for words in said]
+
+
+async def _name(journal: Journal, names: dict[str, str]) -> None:
+    rows = {"deployment": [one.id for one in await journal.deployments()]}
+    rows["delivery"] = [one.id for one in await journal.deliveries()]
+    for kind, ids in rows.items():
+        for each in reversed(ids):
+            names.setdefault(each, f"{kind} {sum(kind in name for name in names.values())}")
 
 
 def _renamed(text: str, names: dict[str, str]) -> str:
@@ -261,9 +261,6 @@ async def main(reactor):
 
 react(main)
 """
-needs_strace = pytest.mark.skipif(
-    not os.environ.get("HOOKDEPLOY_ALL_TESTS") and shutil.which("strace") is None, reason="strace is not installed"
-)
 
 
 def said_while_failing(path: Path, fault: str) -> dict[str, str]:
@@ -503,41 +500,132 @@ async def test_who_stopped_waiting_for_a_write_that_fails_leaves_no_trace(path: 
 
 # Rows that somebody damaged.
 
+DAMAGE = [
+    "UPDATE deployments SET phase = 'dancing' WHERE id = {id}",
+    "UPDATE deployments SET outcome = '' WHERE id = {id}",
+    "UPDATE deployments SET \"trigger\" = CAST(x'ff' AS TEXT) WHERE id = {id}",
+    "INSERT INTO phases VALUES ({id}, 'dancing', 1.0)",
+]
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "UPDATE deployments SET phase = 'dancing' WHERE id = {id}",
-        "UPDATE deployments SET outcome = '' WHERE id = {id}",
-        "UPDATE deployments SET \"trigger\" = CAST(x'ff' AS TEXT) WHERE id = {id}",
-        "INSERT INTO phases VALUES ({id}, 'dancing', 1.0)",
-    ],
-)
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("met", ["at open", "in a list", "by a repeat", "by its lane"])
 @pytest_twisted.ensureDeferred
-async def test_a_damaged_deployment_is_left_aside(path: Path, damage: str) -> None:
-    """A poisoned row must not stop a start, however often it is tried."""
-    async with opened(path) as journal:
-        one = await journal.enqueue("blog", Trigger.POLL)
-        damaged = await journal.accept(pushed("one", "blog"))
-        three = await journal.enqueue("blog", Trigger.POLL)
-    run_sql(path, damage.format(id=int(damaged.queued[0].id, 16)))
-    async with opened(path) as journal:
-        with capturedLogs() as logged:
-            assert set(await journal.unfinished()) == {one, three}
-            assert await journal.deployments() == [three, one]
-            assert await journal.deployment(damaged.queued[0].id) is None
-        assert {damaged.queued[0].id in event["row"] for event in logged} == {True}
-        again = await journal.accept(pushed("one", "blog"))
-        assert [deployment.app for deployment in again.queued] == ["blog"]
+async def test_a_deployment_that_cannot_be_read_is_parked(path: Path, damage: str, met: str) -> None:
+    """A poisoned row must not stop a start, however often it is tried; and what it was for is not lost."""
+    journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+    one = await journal.enqueue("blog", Trigger.POLL)
+    damaged = await journal.accept(pushed("one", "blog"))
+    three = await journal.enqueue("blog", Trigger.POLL)
+    key = damaged.queued[0].id
+    await journal.supersede({one.id: key}, 1.0)
+    run_sql(path, damage.format(id=int(key, 16)))
+    with capturedLogs() as logged:
+        if met == "at open":
+            await journal.close()
+            journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+        elif met == "by a repeat":
+            assert len((await journal.accept(pushed("one", "blog"))).queued) == 1
+        elif met == "by its lane":
+            assert (await journal.begin(key, 1.0)).outcome is Outcome.FAILED
+        for _ in range(3):
+            assert key not in [each.id for each in await journal.unfinished()]
+            assert len(await journal.deployments()) >= 3
+    [parked] = await journal.parked()
+    assert (parked.id, parked.kind) == (key, "deployment")
+    assert json.loads(parked.row)["app"] == "blog"
+    said = [event for event in logged if event.get("log_level") is LogLevel.critical]
+    assert [event["id"] for event in said] == [key]
+    kept = await journal.deployment(key)
+    assert kept is not None
+    assert (kept.outcome, kept.transient) == (Outcome.FAILED, True)
+    assert "could not be read" in kept.reason
+    assert three in await journal.unfinished()
+    again = await journal.accept(pushed("one", "blog"))
+    assert (again.verdict, again.delivery) == (Verdict.DUPLICATE, damaged.delivery)
+    assert len(again.deployments) == 1
+    assert again.deployments[0] in await journal.unfinished()
+    await journal.close()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_damaged_delivery_is_left_aside(path: Path) -> None:
+async def test_what_may_be_half_migrated_stays_so_when_it_is_parked(path: Path) -> None:
     async with opened(path) as journal:
-        one, two = [await journal.accept(pushed(guid, "blog")) for guid in ("one", "two")]
-        run_sql(path, "UPDATE deliveries SET verdict = '?' WHERE guid = 'one'")
-        assert [delivery.id for delivery in await journal.deliveries()] == [two.delivery]
-        assert await journal.delivery(one.delivery) is None
+        made = await journal.enqueue("blog", Trigger.PUSH)
+        await journal.describe(made.id, commit=Commit("b" * 40, "", ""), previous=None, release=None)
+        await journal.advance(made.id, Phase.MIGRATING, 1.0)
+        run_sql(path, "UPDATE deployments SET phase = '', \"trigger\" = 'x'")
+        assert not await journal.unfinished()
+        last = await journal.last_about("blog", "b" * 40)
+        assert last is not None
+        assert (last.outcome, last.phase) == (Outcome.INTERRUPTED, Phase.MIGRATING)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_has_ended_keeps_its_end_when_it_is_parked(path: Path) -> None:
+    async with opened(path) as journal:
+        made = await journal.enqueue("blog", Trigger.ROLLBACK)
+        await journal.describe(made.id, commit=Commit("a" * 40, "", ""), previous="b" * 40, release=None)
+        await journal.finish(made.id, Outcome.DEPLOYED, 2.0)
+        run_sql(path, "UPDATE deployments SET phase = ''")
+        last = await journal.last_about("blog", "b" * 40)
+        assert last is not None
+        assert (last.id, last.outcome, last.finished_at) == (made.id, Outcome.DEPLOYED, 2.0)
+
+
+@pytest.mark.parametrize("damage", ["verdict = '?'", "pushes = 'no JSON'", "pushes = '[1]'", "pushes = ''"])
+@pytest.mark.parametrize("met", ["at open", "in a list", "by a repeat"])
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_that_cannot_be_read_is_parked(path: Path, damage: str, met: str) -> None:
+    journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+    one = await journal.accept(pushed("one", "blog"))
+    await journal.accept(pushed("two", "blog"))
+    await journal.accept(pushed("ignored"))
+    if met == "at open":
+        await journal.close()
+    run_sql(path, f"UPDATE deliveries SET {damage} WHERE guid IN ('one', 'ignored')")
+    if met == "at open":
+        journal = SqliteJournal.open(path, CALL_IN_REACTOR)
+    if met == "in a list":
+        assert len(await journal.deliveries()) == 3
+    again = await journal.accept(pushed("one", "blog"))
+    assert again == Receipt(Verdict.DUPLICATE, one.delivery, one.deployments, ())
+    assert len((await journal.accept(pushed("ignored", "blog"))).queued) == 1  # by now it is for somebody
+    assert sorted(json.loads(one.row)["guid"] for one in await journal.parked()) == ["ignored", "one"]
+    assert await journal.told_of("a" * 40)
+    kept = await journal.delivery(one.delivery)
+    assert kept is not None
+    assert (kept.verdict, kept.deployments) == (Verdict.ACCEPTED, (one.queued[0].id,))
+    assert "could not be read" in kept.reason
+    await journal.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_that_cannot_be_parked_at_open_stops_no_start(path: Path) -> None:
+    async with opened(path) as journal:
+        await journal.enqueue("blog", Trigger.POLL)
+    run_sql(path, "UPDATE deployments SET phase = ''")
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        journal = SqliteJournal.open(path, CALL_IN_REACTOR, busy_timeout=0.05)
+        assert await journal.unfinished() == []
+        other.execute("ROLLBACK")
+    await journal.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_row_that_cannot_be_parked_now_is_met_again(path: Path) -> None:
+    async with opened(path, busy_timeout=0.05) as journal:
+        made = await journal.enqueue("blog", Trigger.POLL)
+        good = await journal.enqueue("blog", Trigger.POLL)
+        run_sql(path, f"UPDATE deployments SET phase = '' WHERE id = {int(made.id, 16)}")
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert await journal.unfinished() == [good]
+            other.execute("ROLLBACK")
+        assert not await journal.parked()
+        assert await journal.unfinished() == [good]
+        assert len(await journal.parked()) == 1
 
 
 @pytest_twisted.ensureDeferred
@@ -575,28 +663,46 @@ async def test_ids_grow_even_when_the_clock_goes_back(path: Path) -> None:
     assert set(map(len, ids)) == {13}
 
 
+OLD_ROWS = {
+    1: """INSERT INTO deliveries VALUES (1, 'github', 'one', 'body', 'push', 'accepted', '', 'acme/blog',
+            'refs/heads/main', 'aa', 1.5), (2, 'github', 'two', 'ping', 'ping', 'ignored', 'a ping', NULL, NULL, NULL,
+            2.5), (3, 'github', 'gone', 'deletion', 'push', 'ignored', '', 'acme/blog', 'refs/heads/old', NULL, 3.5);
+        INSERT INTO deployments (id, app, "trigger", queued_at, delivery) VALUES (5, 'blog', 'push', 5.0, 1);
+        INSERT INTO deployments (id, app, "trigger", queued_at, outcome, superseded_by, delivery)
+            VALUES (4, 'blog', 'push', 4.0, 'superseded', 5, 1);
+        INSERT INTO phases VALUES (5, 'fetching', 6.0);
+        INSERT INTO steps VALUES (5, 'install', 'uv sync', 7.0, 0.5, 'ok');""",
+}
+OLD_ROWS[2] = OLD_ROWS[1] + "INSERT INTO steering VALUES ('blog', 0, 1); UPDATE deployments SET wanted = 'abc1234';"
+
+
+@pytest.mark.parametrize("version", OLD_ROWS)
 @pytest_twisted.ensureDeferred
-async def test_an_older_schema_is_brought_forward_with_what_it_holds(path: Path) -> None:
-    """The first version, as it was made; what it becomes is what is made anew today."""
+async def test_an_older_schema_is_brought_forward_with_what_it_holds(path: Path, version: int) -> None:
+    """As it was made then; what it becomes is what is made anew today."""
     anew = path.with_name("anew.sqlite3")
     await SqliteJournal.open(anew, CALL_IN_REACTOR).close()
-    await SqliteJournal.open(path, CALL_IN_REACTOR).close()
-    for statement in (
-        "ALTER TABLE deployments DROP COLUMN wanted",
-        "ALTER TABLE deployments DROP COLUMN migrated",
-        "DROP TABLE steering",
-        "INSERT INTO deployments (id, app, \"trigger\", queued_at) VALUES (1700000000000000, 'blog', 'push', 1.0)",
-        "PRAGMA user_version = 1",
-    ):
-        run_sql(path, statement)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(Path(__file__).with_name(f"schema_{version}.sql").read_text() + OLD_ROWS[version])
     SqliteJournal.probe(path)
-    journal = SqliteJournal.open(path, CALL_IN_REACTOR)
-    [kept] = await journal.unfinished()
-    assert (kept.app, kept.wanted, kept.migrated) == ("blog", None, None)
-    await journal.steer("blog", Steering(paused=True))
-    assert (await journal.steering("blog")).paused
-    await journal.close()
+    async with opened(path) as journal:
+        [kept] = await journal.unfinished()
+        assert (kept.app, kept.migrated, kept.transient) == ("blog", None, False)
+        assert (kept.phases, [step.name for step in kept.steps]) == (((Phase.FETCHING, 6.0),), ["install"])
+        assert [one.superseded_by for one in await journal.deployments()] == [None, kept.id]
+        deleted, ping, push = await journal.deliveries()
+        assert push.pushes == (Push("acme/blog", "refs/heads/main", "aa"),)
+        assert deleted.pushes == (Push("acme/blog", "refs/heads/old", None),)
+        assert (ping.pushes, ping.reason) == ((), "a ping")
+        assert await journal.told_of("aa")
+        again = await journal.accept(pushed("one", "blog"))
+        assert (again.verdict, again.deployments) == (Verdict.DUPLICATE, (kept,))
+        assert not await journal.parked()
+        if version == 2:
+            assert await journal.steering("blog") == Steering(pinned=True)
+            assert kept.wanted == "abc1234"
     assert columns(path) == columns(anew)
+    assert indexes(path) == indexes(anew)
 
 
 @pytest_twisted.ensureDeferred
@@ -609,17 +715,14 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path) -> None:
         SqliteJournal.open(path, CALL_IN_REACTOR)
     assert str(path) in str(caught.value)
     assert "version 7" in str(caught.value)
-    assert "knows 2" in str(caught.value)
+    assert f"knows {SCHEMA_VERSION}" in str(caught.value)
     assert path.read_bytes() == before
 
 
-def test_what_is_no_journal_is_refused_with_its_path(tmp_path: Path) -> None:
-    text = tmp_path / "text"
-    text.write_text("not a database, but long enough to look at" * 100)
-    for path in (text, tmp_path, tmp_path / "missing" / "journal.sqlite3"):
+def test_what_cannot_be_a_journal_is_refused_with_its_path(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "journal.sqlite3"):
         with pytest.raises(JournalUnavailable, match=str(path)):
             SqliteJournal.open(path, CALL_IN_REACTOR)
-    assert text.read_text().startswith("not a database")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")
@@ -656,7 +759,8 @@ async def test_closing_writes_what_is_queued_and_may_be_done_twice(path: Path) -
         return gate.wait(60)
 
     busy = journal._writer.ask(hold_the_thread)
-    begun.wait(60)
+    while not begun.is_set():
+        await deferLater(reactor, 0.01)
     waiting = accepting(journal, [pushed(str(n), "blog") for n in range(50)])
     closing_twice = gatherResults([Deferred.fromCoroutine(journal.close()) for _ in range(2)])
     while not journal._writer._stopping:
@@ -696,13 +800,115 @@ async def test_no_call_looks_through_a_whole_table(path: Path) -> None:
         await journal.add_step(deployment, STEP)
         await journal.unfinished()
         await journal.last("blog")
+        await journal.last_about("blog", "a" * 40)
+        await journal.decided("blog", "a" * 40)
+        await journal.ask_again("github", "two", 1.0)
+        await journal.enqueue("blog", Trigger.REPLAY, delivery=first.delivery)
         await journal.deployment(deployment)
         await journal.deployments(app="blog")
         await journal.deployments(before=deployment)
         await journal.delivery(first.delivery)
         for worker in (journal._writer, journal._reader):
             await worker.ask(lambda connection: connection.set_trace_callback(None))
-    looking = [sql for sql in statements if sql.startswith(("SELECT", "UPDATE", "DELETE"))]
+    looking = [sql for sql in statements if sql.startswith(("SELECT", "UPDATE", "DELETE")) and "json" not in sql]
     plans = {sql: str(run_sql(path, f"EXPLAIN QUERY PLAN {sql}")) for sql in looking}
     assert len(plans) > 10
-    assert not {sql: plan for sql, plan in plans.items() if "SCAN" in plan and "deployments_unfinished" not in plan}
+    scanned = {sql: plan for sql, plan in plans.items() if re.search("SCAN (?!covered)", plan)}
+    assert not {sql: plan for sql, plan in scanned.items() if "deployments_unfinished" not in plan}
+    about = [plan for sql, plan in plans.items() if "revision = " in sql and sql.startswith("SELECT")]
+    assert len(about) == 2
+    assert all("deployments_of_revision (revision=? AND app=?)" in plan for plan in about)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_pruning_frees_is_given_back_and_deliveries_have_their_turn_meanwhile(path: Path) -> None:
+    async with opened(path) as journal:
+        for n in range(4):
+            receipts = await accepting(journal, [pushed(f"{n} {m} {'x' * 500}", "blog") for m in range(1000)])
+            ending = [journal.finish(receipt.queued[0].id, Outcome.DEPLOYED, 2.0) for receipt in receipts]
+            await gatherResults([Deferred.fromCoroutine(one) for one in ending])
+        before, [(pages,)] = journal.commits, run_sql(path, "PRAGMA page_count")
+        pruning = Deferred.fromCoroutine(journal.prune(before=0.0, rows=100))
+        during = 0
+        while not pruning.called:
+            assert (await journal.accept(pushed(f"during {during}", "blog"))).verdict is Verdict.ACCEPTED
+            during += 1
+        await pruning
+        assert during > 5
+        assert journal.commits - before > 10
+        assert len(await journal.deployments(limit=1000)) <= 100 + during
+    assert run_sql(path, "PRAGMA page_count")[0][0] < pages / 4
+    assert run_sql(path, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_old_is_told_by_its_place_and_not_by_a_clock_that_was_wrong(path: Path) -> None:
+    """The newest word about a revision would else go before the one that it took back."""
+    now = [1_700_000_000.0]
+    async with opened(path, clock=lambda: now[0]) as journal:
+
+        async def ended(guid: str, outcome: Outcome) -> str:
+            [deployment] = (await journal.accept(replace(pushed(guid, "blog"), received_at=now[0]))).queued
+            commit = Commit(guid[0] * 40, "", "")
+            await journal.describe(deployment.id, commit=commit, previous="0" * 40, release=None)
+            await journal.finish(deployment.id, outcome, now[0])
+            return deployment.id
+
+        await ended("a put back", Outcome.ROLLED_BACK)
+        now[0] = 5.0
+        again = await ended("a again", Outcome.DEPLOYED)
+        await ended("b", Outcome.DEPLOYED)
+        now[0] = 1_700_000_100.0
+        await journal.prune(before=now[0] - 3600, rows=100)
+        word = await journal.last_about("blog", "a" * 40)
+        assert word is not None
+        assert word.id == again
+        assert (await journal.accept(pushed("a again", "blog"))).verdict is Verdict.DUPLICATE
+
+
+@pytest_twisted.ensureDeferred
+async def test_parked_rows_and_what_was_asked_for_go_with_time(path: Path) -> None:
+    now = 1_000_000.0
+    async with opened(path, clock=lambda: now) as journal:
+        await journal.enqueue("blog", Trigger.POLL)
+        run_sql(path, "UPDATE deployments SET phase = ''")
+        assert await journal.unfinished() == []
+        assert await journal.ask_again("github", "lost", now)
+        await journal.prune(before=now - 1, rows=10)
+        assert len(await journal.parked()) == 1
+        assert not await journal.ask_again("github", "lost", now)
+        now += ASKED_FOR + 1
+        await journal.prune(before=now - 1, rows=10)
+        assert not await journal.parked()
+        assert await journal.ask_again("github", "lost", now)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_costs_few_statements(path: Path) -> None:
+    statements: list[str] = []
+    async with opened(path) as journal:
+        await journal.accept(pushed("one", "blog"))
+        await journal._writer.ask(lambda connection: connection.set_trace_callback(statements.append))
+        statements.clear()
+        await journal.accept(pushed("two", "blog"))
+        assert [sql.split()[0] for sql in statements] == ["BEGIN", "INSERT", "INSERT", "COMMIT"]
+        await journal._writer.ask(lambda connection: connection.set_trace_callback(None))
+
+
+# What waits together is written together.
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_waits_together_is_written_together_and_each_has_its_own_answer(path: Path) -> None:
+    async with opened(path) as journal:
+        old = await journal.accept(pushed("old", "blog"))
+        news = [pushed(f"new-{number}", "blog", "shop") for number in range(ROWS + 1)]
+        blocked = Deferred.fromCoroutine(on_the_writing_thread(journal, "SELECT randomblob(1000000)"))
+        asked = [Deferred.fromCoroutine(journal.accept(new)) for new in (*news, pushed("old", "blog"), news[0])]
+        receipts: list[Receipt] = await settled(asked)
+        await blocked
+        assert [receipt.verdict.value for receipt in receipts] == ["accepted"] * len(news) + ["duplicate"] * 2
+        assert receipts[-2].delivery == old.delivery
+        assert receipts[-1].deployments == receipts[0].deployments
+        assert len({each.id for receipt in receipts for each in receipt.queued}) == 2 * len(news)
+        assert len(await journal.unfinished()) == 1 + 2 * len(news)

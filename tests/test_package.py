@@ -98,13 +98,20 @@ def test_the_wheel_holds_the_package_and_the_plugin_and_nothing_else(wheel: Path
     about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     with zipfile.ZipFile(wheel) as archive:
         assert set(archive.namelist()) == {*modules, PLUGIN, *about}
-    assert {"twisted_hook/schema.sql", "twisted_hook/gate.py", "twisted_hook/py.typed"} <= modules
+    assert {"twisted_hook/journal/schema.sql", "twisted_hook/gate.py", "twisted_hook/py.typed"} <= modules
 
 
 def test_the_sdist_holds_what_it_takes_to_build_and_to_test(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", PLUGIN, "twisted_hook/schema.sql", "tests/conftest.py"} <= names
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        PLUGIN,
+        "twisted_hook/journal/schema.sql",
+        "tests/conftest.py",
+    } <= names
     assert not [name for name in names if "__pycache__" in name or name.endswith("dropin.cache")]
     assert "twisted/__init__.py" not in names
     assert "twisted/plugins/__init__.py" not in names

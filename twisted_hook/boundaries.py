@@ -15,9 +15,11 @@ from twisted_hook.model import (
     Delivery,
     Deployment,
     Environment,
+    FailedDelivery,
     Launch,
     NewDelivery,
     Outcome,
+    Parked,
     Phase,
     Receipt,
     ServerStatus,
@@ -38,12 +40,19 @@ class Journal(Protocol):
         only for an app whose earlier deployment for it failed or was interrupted.
         """
 
-    async def enqueue(self, app: str, trigger: Trigger, wanted: str | None = None) -> Deployment:
-        """Write a deployment that no delivery asked for; ``wanted`` is what a person asked for in particular."""
+    async def enqueue(
+        self, app: str, trigger: Trigger, wanted: str | None = None, *, delivery: str | None = None, reason: str = ""
+    ) -> Deployment:
+        """Write a deployment that no arriving delivery asked for.
+
+        ``wanted`` is what a person asked for in particular, ``delivery`` the id of the one that is replayed, and
+        ``reason`` why it is made, which stays until it ends for another.
+        """
 
     async def begin(self, deployment: str, at: float) -> Deployment:
         """Count one more attempt at a deployment and forget the phases and steps of an earlier one.
 
+        What was superseded on the way to it, by it or by others that were, is superseded by it from now on.
         One that was cut off while it migrated forgets nothing and stays in that phase.
         """
 
@@ -60,9 +69,24 @@ class Journal(Protocol):
         """Write that the migration for this revision has ended well. ``begin`` does not forget it."""
 
     async def finish(
-        self, deployment: str, outcome: Outcome, at: float, *, reason: str = "", superseded_by: str | None = None
+        self,
+        deployment: str,
+        outcome: Outcome,
+        at: float,
+        *,
+        reason: str = "",
+        transient: bool = False,
     ) -> None:
-        """Write how a deployment ended; one that has ended already keeps its first outcome."""
+        """Write how a deployment ended; one that has ended already keeps its first outcome.
+
+        An empty ``reason`` leaves the one that it was made for.
+        """
+
+    async def supersede(self, covered: Mapping[str, str], at: float) -> None:
+        """Write that deployments are superseded, each by which; one that has ended already keeps its first outcome.
+
+        One that is not there is passed over, and supersedes nothing by name.
+        """
 
     async def last(self, app: str) -> Deployment | None:
         """The newest deployment of an app that did something and has ended: neither superseded nor unchanged."""
@@ -73,6 +97,18 @@ class Journal(Protocol):
         One that failed on its way to serve says nothing: another one may fare better. One takes a revision back that
         was triggered as a rollback, was deployed, and names it as ``previous``.
         """
+
+    async def decided(self, app: str, revision: str) -> Deployment | None:
+        """The newest deployment of an app that has come to something about this revision.
+
+        That is: deployed, failed, rolled back, cancelled or interrupted; neither superseded nor unchanged.
+        """
+
+    async def told_of(self, revision: str) -> bool:
+        """Whether a delivery is here that named this commit."""
+
+    async def ask_again(self, hook: str, guid: str, at: float) -> bool:
+        """Write that the forge is to deliver this again; False if it was asked before, or the delivery is here."""
 
     async def steering(self, app: str) -> Steering:
         """How a person holds an app back; not at all unless somebody has said so."""
@@ -95,6 +131,16 @@ class Journal(Protocol):
     async def deliveries(self, *, limit: int = 50) -> Sequence[Delivery]:
         """The newest deliveries, newest first."""
 
+    async def parked(self) -> Sequence[Parked]:
+        """The rows that could not be read, newest first."""
+
+    async def prune(self, *, before: float, rows: int) -> None:
+        """Let go of deliveries and deployments from before ``before``, and of the oldest beyond so many of each.
+
+        What has not ended stays, and what says that a revision was put back or may have been half migrated; and of each
+        app what came to something last by its branch, by a person's choice (``wanted``) and as a rollback.
+        """
+
 
 class CommandRunner(Protocol):
     """Runs programs that end."""
@@ -109,17 +155,40 @@ class CommandRunner(Protocol):
 class Checkout(Protocol):
     """Where an app's tree comes from.
 
-    Its caller holds the lock of ``repository`` around ``fetch``, ``take``, ``put_back`` and ``recover``.
+    Its caller holds the lock of ``repository`` around ``fetch``, ``take``, ``put_back`` and ``recover``. The others
+    may be called at any time.
     """
 
     @property
     def repository(self) -> str:
         """The key of the lock: two checkouts with the same key share what git writes to."""
 
+    @property
+    def remote(self) -> str:
+        """Where it fetches from; the refs of two with the same remote can be asked for at once."""
+
+    @property
+    def follows(self) -> tuple[str, ...]:
+        """Which of the remote's refs it wants to know of: full names, ``HEAD``, or patterns as of git-ls-remote."""
+
+    async def advertised(self, run: CommandRunner, patterns: Collection[str]) -> Mapping[str, str]:
+        """Ask the remote for its refs of these patterns, and fetch nothing. Raises ``StepFailed``.
+
+        The commit of each by its full name, of an annotated tag the one that it is of; and under ``HEAD`` the full name
+        of the branch that the remote's HEAD is on.
+        """
+
+    def tip_of(self, advertised: Mapping[str, str]) -> str | None:
+        """Which commit ``fetch`` would give now; None if the remote has no such branch or tag."""
+
+    async def has(self, run: CommandRunner, revision: str, at: str | None = None) -> bool:
+        """Whether the current tree, or one that is ``at`` a commit, is of this revision or of local commits on it."""
+
     async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
         """Ask the remote, and give the commit to deploy. Raises ``StepFailed``.
 
-        That is the branch's tip, or the commit that a person has named by its id or the beginning of it.
+        That is the branch's tip, or the commit of the newest tag that matches, or the commit that a person has named
+        by its id or the beginning of it.
         """
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
@@ -164,6 +233,24 @@ class Environments(Protocol):
 
     async def keep(self, run: CommandRunner, environment: Environment) -> None:
         """The environment serves now: let go of those that nobody needs."""
+
+
+class Redeliveries(Protocol):
+    """One repository's webhook that leads to us, as the forge sees it."""
+
+    @property
+    def hook(self) -> str:
+        """The name of our hook to which it delivers."""
+
+    @property
+    def words(self) -> str:
+        """What a person would call it."""
+
+    async def failed(self, since: float) -> Sequence[FailedDelivery]:
+        """The pushes since then of which no attempt was taken, the oldest first. Raises ``ForgeFailed``."""
+
+    async def ask_again(self, delivery: FailedDelivery) -> None:
+        """Have the forge deliver it once more, soon. Raises ``ForgeFailed``."""
 
 
 class DeploymentLog(Protocol):

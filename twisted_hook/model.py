@@ -71,13 +71,6 @@ class Push:
 
 
 @dataclass(frozen=True, slots=True)
-class NotAPush:
-    """A genuine event that asks for nothing, such as a ping."""
-
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
 class Message:
     """A genuine webhook message: who sent it, and what it says."""
 
@@ -85,7 +78,10 @@ class Message:
     """The forge's own id of the delivery; the digest of the body where it sends none."""
     name: str
     """The event's name as the forge writes it, e.g. ``push``."""
-    event: Push | NotAPush
+    pushes: tuple[Push, ...] = ()
+    """The refs that it tells of, in its own order; one that tells of none asks for nothing, such as a ping."""
+    reason: str = ""
+    """Why it asks for nothing, in words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +94,7 @@ class Delivery:
     event: str
     verdict: Verdict
     reason: str
-    repository: str | None
-    ref: str | None
-    after: str | None
+    pushes: tuple[Push, ...]
     received_at: float
     """Seconds since the epoch, UTC."""
     deployments: tuple[str, ...] = ()
@@ -119,6 +113,32 @@ class NewDelivery:
     apps: tuple[str, ...]
     """The apps that it is for; none means that it is ignored, for ``reason``."""
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FailedDelivery:
+    """A push that the forge could not deliver, as the forge tells it."""
+
+    guid: str
+    """The id that every attempt at it carries, and so the one that it would have in the journal."""
+    id: str
+    """By what the forge's API knows the newest attempt."""
+    delivered_at: float
+    """When that attempt was made; seconds since the epoch, UTC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A row of the journal that could not be read, put aside so that it stops neither the others nor a start."""
+
+    id: str
+    kind: str
+    """``delivery`` or ``deployment``."""
+    problem: str
+    parked_at: float
+    """Seconds since the epoch, UTC."""
+    row: str
+    """What the row held, as a JSON object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +175,9 @@ class Deployment:
     release: str | None = None
     outcome: Outcome | None = None
     reason: str = ""
+    """Why it was made, where that says more than its trigger; once it has ended in another way, why it did."""
+    transient: bool = False
+    """What it failed for lies outside of what was deployed and may pass by itself, such as a full disk."""
     started_at: float | None = None
     finished_at: float | None = None
     superseded_by: str | None = None
@@ -308,9 +331,21 @@ class StepFailed(Exception):
         return f"{self.summary}\n{self.tail}".rstrip()
 
 
+class NoRoom(StepFailed):
+    """The disk is full: what failed for that may be tried again when there is room."""
+
+
 class ProbationFailed(StepFailed):
     """What was deployed met requests, was found wanting, and has given its place back."""
 
 
 class JournalUnavailable(Exception):
     """The journal could not commit; nothing of the call was written."""
+
+
+class NoSuchRow(JournalUnavailable):
+    """The journal has no such row, or has it no more: nothing can ever be written about it."""
+
+
+class ForgeFailed(Exception):
+    """A forge's API could not be reached, refused, or gave what cannot be understood; in words for a person."""
