@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_hook.hooks import Audience, Hook, Subscription, media_type
-from twisted_hook.model import NotAPush, Push, Refused
+from twisted_hook.model import Message, Push, Refused
 
 TIP = "a" * 40
 WEB = Subscription("web", ("acme/web",), "refs/heads/main")
@@ -23,8 +23,8 @@ def pushed(
     repository: str = "acme/web",
     after: str | None = TIP,
     default_branch: str | None = "main",
-) -> Push:
-    return Push(repository, ref, after, default_branch)
+) -> Message:
+    return Message("1", "push", (Push(repository, ref, after, default_branch),))
 
 
 class AudienceTests(SynchronousTestCase):
@@ -47,6 +47,73 @@ class AudienceTests(SynchronousTestCase):
         """P50."""
         self.assertEqual(hook(WEB).audience(pushed("refs/tags/main")), Audience(reason="no app deploys this tag"))
 
+    def test_a_tag_that_matches_is_for_the_app_that_deploys_tags(self) -> None:
+        """P50 stays true: a branch called like a tag is none, and to whom a tag is told no branch counts."""
+        for pattern, ref, wanted in (
+            ("v*", "refs/tags/v1.2", True),
+            ("v*", "refs/tags/v", True),
+            ("v*", "refs/tags/V1", False),
+            ("v*", "refs/tags/web-v1", False),
+            ("v*", "refs/heads/v1.2", False),
+            ("v*", "refs/heads/main", False),
+            ("v*", "v1.2", False),
+            ("v*", "refs/tags/refs/tags/v1", False),
+            ("*", "refs/heads/main", False),
+            ("*", "refs/tags/main", True),
+            ("main", "refs/heads/main", False),
+            ("main", "refs/tags/main", True),
+            ("v[0-9]*", "refs/tags/v1", True),
+            ("v[0-9]*", "refs/tags/vx", False),
+            ("v?", "refs/tags/v1", True),
+            ("v?", "refs/tags/v12", False),
+            ("web/v*", "refs/tags/web/v1", True),
+            ("v1.0", "refs/tags/v1x0", False),
+        ):
+            audience = hook(Subscription("web", ("acme/web",), tag=pattern)).audience(pushed(ref))
+            self.assertEqual(bool(audience.apps), wanted, (pattern, ref))
+
+    def test_a_tag_stands_in_the_place_of_a_branch(self) -> None:
+        """Of two apps of one repository, each hears of what it deploys."""
+        both = hook(WEB, Subscription("stable", ("acme/web",), tag="v*"))
+        self.assertEqual(both.audience(pushed()).apps, ("web",))
+        self.assertEqual(both.audience(pushed("refs/tags/v1")).apps, ("stable",))
+        self.assertEqual(both.audience(pushed("refs/tags/w1")), Audience(reason="no app deploys this tag"))
+        either = Subscription("web", ("acme/web",), "refs/heads/main", tag="v*")
+        self.assertEqual(hook(either).audience(pushed()).apps, ())
+
+    def test_a_tag_that_was_deleted_is_ignored(self) -> None:
+        tagged = hook(Subscription("web", ("acme/web",), tag="v*"))
+        self.assertEqual(tagged.audience(pushed("refs/tags/v1", after=None)), Audience(reason="the ref was deleted"))
+
+    def test_one_message_may_tell_of_several_refs(self) -> None:
+        """P58: as Bitbucket's do, ``[dev update, main update, old deleted]`` is for the app of main, once."""
+        dev, main, old = "refs/heads/dev", "refs/heads/main", "refs/heads/old"
+        staging = Subscription("staging", ("acme/web",), dev)
+        docs = Subscription("docs", ("acme/web",), main)
+        tags = Subscription("stable", ("acme/web",), tag="v*")
+        other, deleted = "no app deploys this branch", "the ref was deleted"
+        for hooked, pushes, expected in (
+            (hook(WEB), [(dev, TIP), (main, TIP), (old, None)], Audience(("web",))),
+            (hook(WEB), [(old, None), (dev, TIP), (main, TIP)], Audience(("web",))),
+            (hook(WEB), [(main, TIP), (main, "b" * 40)], Audience(("web",))),
+            (hook(WEB), [(main, None), (main, TIP)], Audience(("web",))),
+            (hook(WEB, docs, staging), [(dev, TIP), (main, TIP)], Audience(("staging", "web", "docs"))),
+            (hook(WEB, docs, staging), [(main, TIP), (dev, None)], Audience(("web", "docs"))),
+            (hook(WEB, tags), [(main, TIP), ("refs/tags/v1", TIP)], Audience(("web", "stable"))),
+            (hook(WEB), [(main, None), (old, None)], Audience(reason=deleted)),
+            (hook(WEB), [(dev, TIP), (old, TIP)], Audience(reason=other)),
+            (hook(WEB), [(old, None), (dev, TIP), (main, None)], Audience(reason=f"{deleted}; {other}")),
+        ):
+            told = tuple(Push("acme/web", ref, after, "main") for ref, after in pushes)
+            self.assertEqual(hooked.audience(Message("1", "repo:push", told)), expected, pushes)
+
+    def test_one_repository_of_none_of_the_apps_is_enough_to_refuse_a_message(self) -> None:
+        """P17. Whoever knows the secret of a hook speaks for its repositories alone."""
+        ours, other = pushed().pushes, pushed(repository="acme/api", after=None).pushes
+        for pushes in (ours + other, other + ours):
+            refused = self.assertRaises(Refused, hook(WEB).audience, Message("1", "repo:push", pushes))
+            self.assertEqual(refused.status, 403)
+
     def test_the_ref_is_compared_exactly(self) -> None:
         for ref in (
             "refs/heads/Main",
@@ -64,7 +131,7 @@ class AudienceTests(SynchronousTestCase):
 
     def test_what_is_no_push_is_ignored_for_its_own_reason(self) -> None:
         """P48."""
-        self.assertEqual(hook(WEB).audience(NotAPush("ping")), Audience(reason="ping"))
+        self.assertEqual(hook(WEB).audience(Message("1", "ping", reason="ping")), Audience(reason="ping"))
 
     def test_a_repository_of_no_app_is_refused_whatever_the_push_is(self) -> None:
         """P17."""
@@ -106,7 +173,7 @@ class AudienceTests(SynchronousTestCase):
         self, repository: str, ref: str, after: str | None, default_branch: str | None
     ) -> None:
         try:
-            audience = hook(WEB).audience(Push(repository, ref, after, default_branch))
+            audience = hook(WEB).audience(Message("1", "push", (Push(repository, ref, after, default_branch),)))
         except Refused as refused:
             self.assertEqual(refused.status, 403)
         else:

@@ -18,6 +18,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.logger import LogEvent, capturedLogs
+from twisted.trial.unittest import SynchronousTestCase
 
 from tests import payloads
 from tests.fakes import MemoryJournal
@@ -29,9 +30,12 @@ from twisted_hook.model import (
     Delivery,
     Deployment,
     JournalUnavailable,
+    Message,
     NewDelivery,
     Outcome,
+    Push,
     Receipt,
+    Refused,
     Trigger,
     Verdict,
 )
@@ -76,7 +80,16 @@ class Doorway:
     def __init__(self, *hooks: Hook, journal: MemoryJournal | None = None, **limits: Any) -> None:
         self.journal = journal or MemoryJournal()
         self.submitted: list[Deployment] = []
-        self.intake = Intake(self.journal, self.submitted.append, hooks or (HOOK,), lambda: 1_700_000_000.0)
+        self.missed: list[str] = []
+        self.repeated: list[str] = []
+        self.intake = Intake(
+            self.journal,
+            self.submitted.append,
+            hooks or (HOOK,),
+            lambda: 1_700_000_000.0,
+            missed=self.missed.extend,
+            repeated=self.repeated.extend,
+        )
         self.site = GuardedSite(
             self.intake.resource(), screen=self.intake.screen, reactor=reactor, limits=Limits(**limits)
         )
@@ -136,13 +149,8 @@ async def test_a_signed_push_is_accepted_written_down_and_put_into_its_lane() ->
         [row], [deployment] = await door.rows(), door.submitted
         assert answer.status == 202
         assert told(answer) == {"status": "accepted", "delivery": row.id, "deployments": [deployment.id]}
-        assert (row.hook, row.event, row.repository, row.ref, row.after) == (
-            "github",
-            "push",
-            "acme/web",
-            "refs/heads/main",
-            TIP,
-        )
+        assert (row.hook, row.event) == ("github", "push")
+        assert row.pushes == (Push("acme/web", "refs/heads/main", TIP, "main"),)
         assert row.received_at == 1_700_000_000.0
         assert (deployment.app, deployment.trigger) == ("web", Trigger.PUSH)
 
@@ -173,7 +181,7 @@ async def test_a_form_has_the_same_effect_as_json() -> None:
         answer = await door.post(body, content_type=b"application/x-www-form-urlencoded")
         assert (answer.status, told(answer)["status"]) == (202, "accepted")
         [row] = await door.rows()
-        assert (row.ref, row.after) == ("refs/heads/main", TIP)
+        assert [(push.ref, push.after) for push in row.pushes] == [("refs/heads/main", TIP)]
 
 
 @pytest_twisted.ensureDeferred
@@ -248,6 +256,17 @@ async def test_a_delivery_that_was_seen_before_is_a_duplicate() -> None:
             assert told(again) == {**first, "status": "duplicate"}
         assert len(door.submitted) == 1
         assert len(await door.rows()) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_for_whom_a_delivery_came_again_after_all_that_it_led_to_is_said() -> None:
+    async with doorway() as door:
+        await door.post()
+        await door.post()
+        assert door.repeated == []  # what it led to is still to look at the remote
+        await door.journal.finish(door.submitted[0].id, Outcome.DEPLOYED, 2.0)
+        await door.post()
+        assert door.repeated == ["web"]
 
 
 @pytest_twisted.ensureDeferred
@@ -743,3 +762,58 @@ async def test_a_genuine_push_gets_in_past_400_slow_senders() -> None:
         assert reactor.seconds() - started < 0.25
         for wire in slow:
             await wire.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_for_whom_a_delivery_could_not_be_taken_is_said() -> None:
+    async with doorway() as door:
+        door.journal.fail_with = JournalUnavailable("the disk is full")
+        assert (await door.post()).status == 503
+        assert door.missed == ["web"]
+        door.journal.fail_with = None
+        assert (await door.post()).status == 202
+        assert door.missed == ["web"]
+
+
+class Replays(SynchronousTestCase):
+    """A stored delivery, once more."""
+
+    def setUp(self) -> None:
+        self.door = Doorway()
+
+    def stored(self, message: Message, *apps: str, hook: str = HOOK.name) -> str:
+        new = NewDelivery(hook, message, "body", 1.0, apps, message.reason)
+        return self.successResultOf(Deferred.fromCoroutine(self.door.journal.accept(new))).delivery
+
+    def pushed(self, ref: str = "refs/heads/main", repository: str = "acme/web", after: str | None = TIP) -> Message:
+        return Message("one", "push", (Push(repository, ref, after, "main"),))
+
+    def assert_refused(self, id: str, status: int, words: str) -> None:
+        refused = self.failureResultOf(Deferred.fromCoroutine(self.door.intake.replay(id)), Refused).value
+        self.assertEqual(refused.status, status)
+        self.assertIn(words, refused.reason)
+        self.assertEqual(self.door.submitted, [])
+
+    def test_it_is_deployed_by_those_for_whom_it_is_by_now(self) -> None:
+        stored = self.stored(self.pushed())  # for nobody when it came
+        [deployment] = self.successResultOf(Deferred.fromCoroutine(self.door.intake.replay(stored)))
+        self.assertEqual((deployment.app, deployment.trigger), ("web", Trigger.REPLAY))
+        self.assertEqual(self.door.submitted, [deployment])
+        delivery = self.successResultOf(Deferred.fromCoroutine(self.door.journal.delivery(stored)))
+        assert delivery is not None
+        self.assertEqual(delivery.deployments, (deployment.id,))
+
+    def test_one_that_is_not_there_is_not_found(self) -> None:
+        self.assert_refused("0000000000abc", 404, "no delivery 0000000000abc")
+
+    def test_one_that_asks_for_nothing_is_refused_with_the_reason(self) -> None:
+        self.assert_refused(self.stored(Message("one", "ping", reason="ping")), 409, "ping")
+        self.door = Doorway()
+        self.assert_refused(self.stored(self.pushed(after=None)), 409, "the ref was deleted")
+
+    def test_one_of_another_branch_or_repository_or_hook_is_refused(self) -> None:
+        self.assert_refused(self.stored(self.pushed("refs/heads/dev"), "web"), 409, "no app deploys this branch")
+        self.door = Doorway()
+        self.assert_refused(self.stored(self.pushed(repository="acme/old"), "web"), 409, "does not serve")
+        self.door = Doorway()
+        self.assert_refused(self.stored(self.pushed(), "web", hook="gone"), 409, "the hook gone is not configured")

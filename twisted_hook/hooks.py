@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 
-from twisted_hook.model import NotAPush, Push, Refused
+from twisted_hook.model import Message, Push, Refused
 
 Headers = Callable[[bytes], Sequence[bytes]]
 """Gives every value of a header, in the order in which they came; the name is lower case.
@@ -42,6 +43,8 @@ class Subscription:
     """What deliveries may call the app's repository; none means any name."""
     ref: str | None = None
     """The full name of the ref to deploy, e.g. ``refs/heads/main``; None means the repository's default branch."""
+    tag: str | None = None
+    """The pattern of the tags to deploy, e.g. ``v*``; it stands in the place of ``ref``."""
 
     def serves(self, repository: str) -> bool:
         """Whether the repository is this app's. ASCII case does not count, as at the forges; nothing else is folded."""
@@ -49,7 +52,9 @@ class Subscription:
         return not self.names or any(asked == _folded(name) for name in self.names)
 
     def wants(self, push: Push) -> bool:
-        """Whether the push is of this app's ref, compared exactly."""
+        """Whether the push is of this app's ref, compared exactly, or of a tag that matches."""
+        if self.tag is not None:
+            return push.ref.startswith(TAGS) and fnmatchcase(push.ref.removeprefix(TAGS), self.tag)
         if self.ref is not None:
             return push.ref == self.ref
         if push.default_branch is not None:
@@ -82,16 +87,30 @@ class Hook:
         if not self.secrets or not all(self.secrets):
             raise ValueError(f"the hook {self.name} has no secret, or an empty one")
 
-    def audience(self, event: Push | NotAPush) -> Audience:
-        """Whom the event is for. Raises ``Refused(403)`` for a repository that none of the hook's apps deploys."""
-        if isinstance(event, NotAPush):
-            return Audience(reason=event.reason)
-        serving = [subscription for subscription in self.subscriptions if subscription.serves(event.repository)]
+    def audience(self, message: Message) -> Audience:
+        """Whom a message is for: those of its first push first, and nobody twice.
+
+        Raises ``Refused(403)`` for a repository that none of the hook's apps deploys.
+        """
+        if not message.pushes:
+            return Audience(reason=message.reason)
+        serving = {name: self._serving(name) for name in {push.repository for push in message.pushes}}
+        audiences = [_audience_of(push, serving[push.repository]) for push in message.pushes]
+        apps = tuple(dict.fromkeys(app for each in audiences for app in each.apps))
+        reasons = dict.fromkeys(each.reason for each in audiences)
+        return Audience(apps) if apps else Audience(reason="; ".join(reasons))
+
+    def _serving(self, repository: str) -> Sequence[Subscription]:
+        serving = [subscription for subscription in self.subscriptions if subscription.serves(repository)]
         if not serving:
             raise Refused(403, "a repository that the hook does not serve")
-        if event.after is None:
-            return Audience(reason="the ref was deleted")
-        apps = tuple(subscription.app for subscription in serving if subscription.wants(event))
-        if apps:
-            return Audience(apps)
-        return Audience(reason=f"no app deploys this {'tag' if event.ref.startswith(TAGS) else 'branch'}")
+        return serving
+
+
+def _audience_of(push: Push, serving: Sequence[Subscription]) -> Audience:
+    if push.after is None:
+        return Audience(reason="the ref was deleted")
+    apps = tuple(subscription.app for subscription in serving if subscription.wants(push))
+    if apps:
+        return Audience(apps)
+    return Audience(reason=f"no app deploys this {'tag' if push.ref.startswith(TAGS) else 'branch'}")

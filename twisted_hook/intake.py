@@ -6,7 +6,7 @@ hangs up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from hashlib import sha256
 from typing import cast
 
@@ -22,7 +22,16 @@ from twisted.web.server import NOT_DONE_YET
 from twisted_hook.boundaries import Journal
 from twisted_hook.forges import FORGES
 from twisted_hook.hooks import FORM, JSON, Hook, media_type
-from twisted_hook.model import Deployment, JournalUnavailable, NewDelivery, Receipt, Refused, Verdict
+from twisted_hook.model import (
+    Deployment,
+    JournalUnavailable,
+    Message,
+    NewDelivery,
+    Receipt,
+    Refused,
+    Trigger,
+    Verdict,
+)
 from twisted_hook.site import GuardedRequest
 
 HEALTH = b"/healthz"
@@ -40,11 +49,20 @@ class Intake:
         submit: Callable[[Deployment], None],
         hooks: Iterable[Hook],
         now: Callable[[], float],
+        *,
+        missed: Callable[[Collection[str]], None] = lambda apps: None,
+        repeated: Callable[[Collection[str]], None] = lambda apps: None,
     ) -> None:
-        """``submit`` puts a deployment into its lane; ``now`` tells the seconds since the epoch, UTC."""
+        """``submit`` puts a deployment into its lane; ``now`` tells the seconds since the epoch, UTC.
+
+        ``missed`` is told for which apps a delivery could not be taken; ``repeated`` for which one came again after all
+        that it had led to: it may be news, as a branch that is pushed to and fro says twice the same, word for word.
+        """
         self._journal = journal
         self._submit = submit
         self._now = now
+        self._missed = missed
+        self._repeated = repeated
         self.replace(hooks)
 
     def replace(self, hooks: Iterable[Hook]) -> None:
@@ -92,6 +110,26 @@ class Intake:
         request.setResponseCode(ACCEPTED)
         return request.answer(encode(_told(receipt, new.reason)))
 
+    async def replay(self, id: str) -> tuple[Deployment, ...]:
+        """Deploy once more what a stored delivery is for by now. Raises ``Refused`` if it is for nobody."""
+        delivery = await self._journal.delivery(id)
+        if delivery is None:
+            raise Refused(404, f"there is no delivery {id}; its id is the one that the forge was answered with")
+        hook = next((hook for hook in self._hooks.values() if hook.name == delivery.hook), None)
+        if hook is None:
+            raise Refused(409, f"the hook {delivery.hook} is not configured any more")
+        try:
+            audience = hook.audience(Message(delivery.guid, delivery.event, delivery.pushes, delivery.reason))
+        except Refused as refused:
+            raise Refused(409, f"it is for nobody: {refused.reason}") from None
+        if not audience.apps:
+            raise Refused(409, f"it is for nobody: {audience.reason}")
+        queued = []
+        for app in audience.apps:
+            queued.append(await self._journal.enqueue(app, Trigger.REPLAY, delivery=id))
+            self._put_into_lanes(queued[-1:])  # at once: the journal may not take the next one
+        return tuple(queued)
+
     def _hook(self, request: GuardedRequest) -> Hook:
         hook = self._hooks.get(request.path)
         if hook is None:
@@ -100,16 +138,16 @@ class Intake:
 
     def _judge(self, request: GuardedRequest) -> NewDelivery:
         """Believe the request, read it, and find whom it is for, or refuse it."""
-        hook, body = self._hook(request), request.body
+        hook, body, now = self._hook(request), request.body, self._now()
         forge = FORGES[hook.forge]
-        forge.verify(request.header, body, secrets=hook.secrets, allow_sha1=hook.allow_sha1)
+        signed = forge.verify(request.header, body, secrets=hook.secrets, allow_sha1=hook.allow_sha1, now=now)
         message = forge.read(request.header, body)
-        audience = hook.audience(message.event)
+        audience = hook.audience(message)
         return NewDelivery(
             hook=hook.name,
             message=message,
-            digest=sha256(body).hexdigest(),
-            received_at=self._now(),
+            digest=sha256(signed).hexdigest(),
+            received_at=now,
             apps=audience.apps,
             reason=audience.reason,
         )
@@ -119,8 +157,12 @@ class Intake:
         try:
             receipt = await self._journal.accept(new)
         except JournalUnavailable as unavailable:
+            self._missed(new.apps)
             raise Refused(503, f"the journal is unavailable: {unavailable}") from None
         self._put_into_lanes(receipt.queued)
+        if receipt.verdict is Verdict.DUPLICATE:
+            ended = [deployment.app for deployment in receipt.deployments if deployment.outcome is not None]
+            self._repeated(ended)
         return receipt
 
     def _put_into_lanes(self, queued: Iterable[Deployment]) -> None:
