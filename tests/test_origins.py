@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import subprocess
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -88,6 +91,64 @@ async def test_an_origin_that_says_nothing_is_given_up_at_the_limit_and_the_next
         waiting = releases(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/blog.git", timeout=0.5)
         with pytest.raises(StepFailed) as failed:
             await waiting.fetch(SpawningRunner(reactor))
+        asked, _ = silent.accept()
+        with asked:
+            asked.settimeout(5)
+            while asked.recv(65536):  # to the end, which comes when nobody is left who holds the other side
+                pass
     assert failed.value.summary == "branch main could not be fetched: timeout after 0.5 s"
     tip = await releases(tmp_path, origin.url).fetch(SpawningRunner(reactor))
     assert tip.revision == origin.git("rev-parse", "HEAD").strip()
+
+
+@contextmanager
+def origin_that_is_cut_off(origin: Origin, after: int) -> Iterator[str]:
+    """The URL of a daemon that dies when it has said so many bytes, each time that it is asked."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=_cut_off_each, args=(listener, origin, after))
+    thread.start()
+    try:
+        yield f"git://127.0.0.1:{listener.getsockname()[1]}{origin.bare}"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+def _cut_off_each(listener: socket.socket, origin: Origin, after: int) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        words = ["git", "daemon", "--inetd", "--export-all", str(origin.bare)]
+        with (
+            connection,
+            subprocess.Popen(words, stdin=connection.fileno(), stdout=subprocess.PIPE, env=origin.environment) as git,
+        ):
+            assert git.stdout is not None
+            left = after
+            while left and (data := os.read(git.stdout.fileno(), left)):
+                connection.sendall(data)
+                left -= len(data)
+            connection.shutdown(socket.SHUT_RDWR)
+            git.kill()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_pack_that_is_cut_off_changes_nothing_and_the_next_try_works(tmp_path: Path) -> None:
+    """P73."""
+    origin, run = Origin.create(tmp_path), SpawningRunner(reactor)
+    good = releases(tmp_path, origin.url)
+    first = await good.fetch(run)
+    (good.mirror / "still the same").touch()
+    revision = origin.push({f"noise/{number}": os.urandom(10_000).hex() for number in range(30)})
+    with origin_that_is_cut_off(origin, 150_000) as url:
+        for _ in range(3):
+            with pytest.raises(StepFailed, match="branch main could not be fetched"):
+                await releases(tmp_path, url).fetch(run)
+            ref = origin.git("rev-parse", "refs/hookdeploy/blog", at=good.mirror)
+            left = {path for path in good.mirror.rglob("*") if path.name.startswith(("tmp_", ".tmp-"))}
+            assert (ref, left) == (first.revision, set())
+    assert (await good.fetch(run)).revision == revision
+    assert (good.mirror / "still the same").exists()

@@ -157,6 +157,12 @@ def reading(url: str) -> tuple[str, ...]:
     return (f"--upload-pack=git {trusted} upload-pack",)
 
 
+def says_disk_is_full(output: str) -> bool:
+    """Whether a program's last words are those of ``ENOSPC`` or ``EDQUOT`` (strerror(3))."""
+    said = output.lower()
+    return "no space left on device" in said or "disk quota exceeded" in said
+
+
 def handing_over(path: str, owner: tuple[int, int], *places: Path) -> Command:
     """Gives whole trees to a user and a group, by their ids; links are given themselves, and not followed."""
     uid, gid = owner

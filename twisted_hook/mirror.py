@@ -6,19 +6,28 @@ Touches one directory that is ours alone. What is damaged there is never mended,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from twisted.internet.defer import CancelledError
 from twisted.logger import Logger
 
 from twisted_hook.boundaries import CommandRunner
 from twisted_hook.commands import GIT_TIMEOUT, Ambient, Git, protocols_of, reading, removal
-from twisted_hook.model import Commit, StepFailed
+from twisted_hook.model import Commit, NoRoom, StepFailed
+from twisted_hook.refs import HEAD, HEADS, TAGS, followed
 from twisted_hook.repository import Repository, explained, failed, is_damage
 
-_LEFT_BY_A_KILLED_GIT = ("*.lock", "refs/**/*.lock", "objects/pack/tmp_*", "objects/pack/.tmp-*", "objects/*/tmp_obj_*")
-"""In a mirror: the locks are in the way for ever, and the halves of packs hold the disk for two weeks (git-gc)."""
+_LEFT_BY_A_KILLED_GIT = (
+    *("*.lock", "refs/**/*.lock", "packed-refs.new"),  # in the way for ever
+    *("objects/pack/tmp_*", "objects/pack/.tmp-*", "objects/*/tmp_obj_*"),  # hold the disk for two weeks (git-gc)
+    "objects/pack/*.keep",  # says of a whole pack that it is never to be joined with others
+)
+
+_NOWHERE = Path("/dev/null")
+"""In the place of a repository: a remote can be asked before there is a mirror, and while it is damaged."""
 
 MOST_PACKS = 50
 
@@ -27,23 +36,38 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """The mirror of ``url`` in ``directory``; ``branch`` None is the remote's HEAD."""
+    """The mirror of ``url`` in ``directory``; see ``Releases`` for ``branch`` and ``tag``."""
 
     url: str
     branch: str | None
+    tag: str | None
     directory: Path
     tip: str
-    """The full name of the ref that follows the branch."""
+    """The full name of our ref that follows the branch or the tags."""
     ambient: Ambient
     timeout: float = GIT_TIMEOUT
     """Seconds for one git command."""
 
     @property
     def repository(self) -> Repository:
-        return Repository(Git(self.ambient, self.directory, protocols_of(self.url), timeout=self.timeout))
+        return self._repository(self.directory)
+
+    def _repository(self, directory: Path) -> Repository:
+        return Repository(Git(self.ambient, directory, protocols_of(self.url), timeout=self.timeout))
+
+    @property
+    def follows(self) -> str:
+        """What it wants to know of the remote's refs; see ``Checkout.follows``."""
+        if self.tag is not None:
+            return f"{TAGS}{self.tag}"
+        return f"{HEADS}{self.branch}" if self.branch else HEAD
+
+    async def advertised(self, run: CommandRunner, patterns: Collection[str]) -> Mapping[str, str]:
+        """See ``Checkout.advertised``. It touches nothing, and needs no mirror."""
+        return await self._repository(_NOWHERE).advertised(run, self.url, self.url, patterns)
 
     async def fetch(self, run: CommandRunner) -> Commit:
-        """The branch's tip. A mirror that is damaged, or of the wrong kind, is made anew. Raises ``StepFailed``."""
+        """The tip. A mirror that is damaged, or of the wrong kind, is made anew. Raises ``StepFailed``."""
         await self._prepare(run)
         for _ in range(2):  # the kind is known only when the remote is asked: one damaged, then one of the wrong kind
             try:
@@ -51,6 +75,7 @@ class Mirror:
             except StepFailed as problem:
                 object_format = _object_format_instead(problem)
                 if object_format is None:
+                    self.remove_leftovers()  # half a pack may be the very room that everything else lacks
                     raise
                 _log.warn("{mirror} is made anew: {reason}", mirror=str(self.directory), reason=problem.reason)
                 await self._renew(run, object_format)
@@ -95,13 +120,32 @@ class Mirror:
             if not result.ok:
                 _log.info("{mirror} was not repacked: {reason}", mirror=str(self.directory), reason=result.tail)
 
+    def remove_leftovers(self) -> None:
+        """Remove what a git has left that was killed or found the disk full, as far as it can be; the lock is held."""
+        with suppress(StepFailed):
+            self._sweep()
+
     async def _prepare(self, run: CommandRunner) -> None:
         """Make the mirror if there is none, or tidy it up: its lock is held, so that no other git is at work in it."""
         if not (self.directory / "objects" / "info").is_dir():  # which git init makes last
+            await self._begin(run)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        with explained(f"what a killed git has left in {self.directory} could not be removed"):
+            for pattern in _LEFT_BY_A_KILLED_GIT:
+                for leftover in self.directory.glob(pattern):
+                    leftover.unlink(missing_ok=True)
+
+    async def _begin(self, run: CommandRunner) -> None:
+        """What is there in its place may not even be a directory."""
+        try:
             await self._init(run)
-        for pattern in _LEFT_BY_A_KILLED_GIT:
-            for leftover in self.directory.glob(pattern):
-                leftover.unlink(missing_ok=True)
+        except NoRoom:
+            raise
+        except StepFailed as problem:
+            _log.warn("{mirror} is made anew: {reason}", mirror=str(self.directory), reason=problem.reason)
+            await self._renew(run)
 
     async def _init(self, run: CommandRunner, object_format: str = "sha1") -> None:
         failing = "the mirror could not be made"
@@ -117,28 +161,39 @@ class Mirror:
         await self._init(run, object_format)
 
     async def _fetch(self, run: CommandRunner) -> Commit:
-        branch = self.branch or await self._remote_head(run)
-        await self.repository.ask(
-            run,
-            "fetch",
-            "--no-tags",
-            "--no-write-fetch-head",
-            "--update-shallow",  # the tip of a shallow remote would be passed over, and that with status 0
-            *reading(self.url),
-            "--end-of-options",
-            self.url,
-            f"+refs/heads/{branch}:{self.tip}",
-            failing=f"branch {branch} could not be fetched",
-        )
+        ref = await self._source(run)
+        try:
+            await self.repository.ask(
+                run,
+                "fetch",
+                "--no-tags",
+                "--no-write-fetch-head",
+                "--update-shallow",  # the tip of a shallow remote would be passed over, and that with status 0
+                *reading(self.url),
+                "--end-of-options",
+                self.url,
+                f"+{ref}:{self.tip}",
+                failing=f"{_in_words(ref)} could not be fetched",
+            )
+        except (StepFailed, CancelledError):
+            self._sweep()  # half of a pack may be what fills the disk, and git leaves it there
+            raise
         return await self.repository.commit(run, self.tip)
 
-    async def _remote_head(self, run: CommandRunner) -> str:
-        asking = ("ls-remote", "--symref", *reading(self.url), "--end-of-options", self.url, "HEAD")
-        said = await self.repository.ask(run, *asking, failing="the remote could not be asked")
-        found = re.match("ref: refs/heads/([^\t\n]+)\tHEAD", said)
-        if found is None:
+    async def _source(self, run: CommandRunner) -> str:
+        """The full name of the remote's ref to fetch."""
+        if self.follows.startswith(HEADS):
+            return self.follows
+        ref = followed(await self.advertised(run, (self.follows,)), self.follows)
+        if ref is None and self.tag is not None:
+            raise StepFailed(f"the remote has no tag that matches {self.tag}")
+        if ref is None:
             raise StepFailed('the remote\'s HEAD names no branch; name one: branch = "…"')
-        return found[1]
+        return ref
+
+
+def _in_words(ref: str) -> str:
+    return f"tag {ref.removeprefix(TAGS)}" if ref.startswith(TAGS) else f"branch {ref.removeprefix(HEADS)}"
 
 
 def _object_format_instead(problem: StepFailed) -> str | None:

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,6 +23,7 @@ from twisted_hook.boundaries import Checkout, CommandRunner
 from twisted_hook.commands import GIT_TIMEOUT, Ambient, handing_over, removal
 from twisted_hook.mirror import Mirror
 from twisted_hook.model import Commit, StepFailed, Tree
+from twisted_hook.refs import followed
 from twisted_hook.repository import explained, failed
 from twisted_hook.served import note_served, served, write_served
 from twisted_hook.shared import Shared, owner_of
@@ -36,7 +37,11 @@ _log = Logger()
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """The releases of one app. ``branch`` None is the remote's HEAD."""
+    """The releases of one app: of ``branch``, of the newest tag that matches ``tag``, or else of the remote's HEAD.
+
+    A tag matches as with ``git tag --list``, and is newer than another by git's order of versions. The next one below
+    is the newest when the newest is deleted.
+    """
 
     app: str
     url: str
@@ -48,6 +53,7 @@ class Releases:
     keep_newest: int
     ambient: Ambient
     now: Callable[[], float]
+    tag: str | None = None
     shared: tuple[str, ...] = ()
     """Paths that all releases have in common; they are in ``<state>/apps/<app>/shared``."""
     owner: tuple[int, int] | None = None
@@ -59,6 +65,29 @@ class Releases:
     @property
     def repository(self) -> str:
         return str(self.mirror)
+
+    @property
+    def remote(self) -> str:
+        return self.url
+
+    @property
+    def follows(self) -> tuple[str, ...]:
+        return (self._mirror.follows,)
+
+    async def advertised(self, run: CommandRunner, patterns: Collection[str]) -> Mapping[str, str]:
+        return await self._mirror.advertised(run, patterns)
+
+    def tip_of(self, advertised: Mapping[str, str]) -> str | None:
+        ref = followed(advertised, self._mirror.follows)
+        return advertised.get(ref) if ref else None
+
+    async def has(self, run: CommandRunner, revision: str, at: str | None = None) -> bool:
+        if at is not None:
+            return at == revision
+        with suppress(StepFailed):  # nobody knows any more what the current release is of
+            current = await self.current(run)
+            return current is not None and current.commit.revision == revision
+        return False
 
     async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
         tip = await self._mirror.fetch(run)
@@ -159,6 +188,7 @@ class Releases:
             raise StepFailed(f"release {tree.release} is not there any more: {tree.path}")
 
     async def recover(self, run: CommandRunner, serving: Tree | None) -> Tree | None:
+        self._mirror.remove_leftovers()  # they may be why there is no room, and so nothing would be fetched
         if serving is not None:
             await self.keep(run, serving)  # it may have been cut off before it could be made the current one
         return await self.current(run)
@@ -282,7 +312,8 @@ class Releases:
     @property
     def _mirror(self) -> Mirror:
         """The ref is flat, so that no branch name is in the way of another."""
-        return Mirror(self.url, self.branch, self.mirror, f"refs/hookdeploy/{self.app}", self.ambient, self.timeout)
+        ref = f"refs/hookdeploy/{self.app}"
+        return Mirror(self.url, self.branch, self.tag, self.mirror, ref, self.ambient, self.timeout)
 
     @property
     def _spare(self) -> Spare:

@@ -5,18 +5,24 @@ Touches one repository through a ``CommandRunner``. Which commit is to be had, a
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from twisted_hook.boundaries import CommandRunner
-from twisted_hook.commands import Git
-from twisted_hook.model import CommandResult, Commit, StepFailed
+from twisted_hook.commands import Git, reading, says_disk_is_full
+from twisted_hook.model import CommandResult, Commit, NoRoom, StepFailed
+from twisted_hook.process import STDOUT_CAP
 from twisted_hook.redaction import clean
+from twisted_hook.refs import SORTING, asked_for, listing, read_refs
 
 _COMMIT = "--format=%H%x00%an%x00%s"
+ASKING_TIMEOUT = 60.0
+"""Seconds that a remote has to tell its refs: many are asked in turn, and some transports wait minutes for nothing."""
 LONGEST_SUBJECT = 500
 """Characters of a commit's subject, and of its author, that are shown to people."""
 
@@ -30,7 +36,7 @@ _EXPLANATIONS = (
     ("authentication failed", "authentication: the remote refused the credentials"),
     ("the requested url returned error: 40", "authentication: the remote refused, or there is no such repository"),
     ("could not resolve host", "the remote's name could not be resolved"),
-    ("couldn't find remote ref", "ref gone: the remote has no such branch"),
+    ("couldn't find remote ref", "ref gone: the remote has no such branch or tag"),
     ("does not appear to be a git repository", "there is no git repository at the remote's address"),
     ("repository not found", "there is no such repository, or the key may not read it"),
     ("/' not found", "there is no such repository, or it is private: then the remote wants a key or a password"),
@@ -38,12 +44,13 @@ _EXPLANATIONS = (
     ("connection timed out", "the remote did not answer"),
     ("operation too slow", "the remote answered too slowly"),
     ("' not allowed", "the remote uses a transport that is not allowed"),
-    ("no space left on device", "the disk is full"),
-    ("disk quota exceeded", "the disk is full"),
+    ("no space left on device", "the remote's disk is full"),
+    ("disk quota exceeded", "the remote's disk is full"),
     ("would be overwritten", "files in the clone are in the way"),
     ("would lose untracked files", "files in the clone are in the way"),
     ("' not uptodate. cannot merge", "local changes are in the way"),
     ("not possible to fast-forward", "the clone and the remote have gone different ways"),
+    ("exists; cannot create", "a branch that is gone is in the way there: git remote prune origin takes it away"),
     (".lock': file exists", "another git command holds a lock there"),
     ("conflict (", "its local commits conflict with those of the remote"),
 )
@@ -70,8 +77,20 @@ _DAMAGE = (
     "not a git repository",
     "bad config line",
     "bad signature",
+    "bad shallow line",
+    " config value '",
+    "expected git repo version",
+    "unknown repository extension",
+    "unexpected line in",
+    "unknown object type",
+    "did not receive expected object",
+    "multiple updates for",
 )
 """What git says of a repository in which something is missing or not as it was written."""
+
+
+_WRITES_FAIL = ("error: unable to write file ", "write error. Out of diskspace", "unable to write new index file")
+"""What git says where a file could be made and its content found no room, without the system's own words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +110,20 @@ class Repository:
             raise failed(failing, result)
         return result.stdout.decode("utf-8", "replace")
 
+    async def listed(self, run: CommandRunner, scratch: Path, *words: str) -> list[str]:
+        """What a command of git's diffs lists with ``-z``; by way of a file where a result cannot hold it."""
+        failing = f"{self.git.directory} could not be examined"
+        result = await self.run(run, *words)
+        said = result.stdout
+        if not result.ok:
+            raise failed(failing, result)
+        if len(said) >= STDOUT_CAP:
+            scratch.parent.mkdir(parents=True, exist_ok=True)
+            await self.ask(run, words[0], f"--output={scratch}", *words[1:], failing=failing)
+            said = scratch.read_bytes()
+            scratch.unlink()
+        return os.fsdecode(said).split("\0")[:-1]
+
     async def commit(self, run: CommandRunner, ref: str, *, failing: str | None = None) -> Commit:
         """The commit of a full ref name, of ``HEAD``, or of an id or the beginning of one."""
         said = await self.ask(
@@ -104,18 +137,58 @@ class Repository:
             "--",
             failing=failing or f"{ref} names no commit",
         )
-        revision, author, subject, *_ = (*said.rstrip("\n").split("\x00"), "", "")
-        if re.fullmatch("[0-9a-f]{40}(?:[0-9a-f]{24})?", revision) is None:
+        commit = _commit(said.rstrip("\n"))
+        if re.fullmatch("[0-9a-f]{40}(?:[0-9a-f]{24})?", commit.revision) is None:
             raise StepFailed(f"git gave no commit id for {ref}")
-        return Commit(revision, clean(subject[:LONGEST_SUBJECT]), clean(author[:LONGEST_SUBJECT]))
+        return commit
+
+    async def commits(self, run: CommandRunner, revisions: Sequence[str]) -> list[Commit]:
+        """The commits with these ids, in this order, without those that git does not have."""
+        if not revisions:
+            return []
+        words = ("log", "--no-walk=unsorted", "--ignore-missing", "--no-show-signature", _COMMIT, "--end-of-options")
+        result = await self.run(run, *words, *revisions, "--")
+        if result.ok and len(result.stdout) < STDOUT_CAP:
+            found = map(_commit, result.stdout.decode("utf-8", "replace").split("\n"))
+            return [commit for commit in found if commit.revision]
+        found_alone = []
+        for revision in revisions:  # one of them has too much to say, or is damaged
+            with suppress(StepFailed):
+                found_alone.append(await self.commit(run, revision))
+        return found_alone
+
+    async def advertised(
+        self, run: CommandRunner, remote: str, url: str, patterns: Collection[str]
+    ) -> Mapping[str, str]:
+        """The refs of a remote; see ``Checkout.advertised``. ``remote`` is how this repository calls ``url``."""
+        words = ("ls-remote", *listing(patterns), *reading(url), "--end-of-options", remote, *asked_for(patterns))
+        timeout = min(ASKING_TIMEOUT, self.git.timeout)
+        result = await run.run(self.git.command(*words, env=SORTING, timeout=timeout))
+        if not result.ok:
+            raise failed("the remote could not be asked", result)
+        if len(result.stdout) >= STDOUT_CAP:
+            raise StepFailed(f"the remote has more refs than hookdeploy can read that match {', '.join(patterns)}")
+        return read_refs(result.stdout.decode("utf-8", "replace"), patterns)
+
+
+def _commit(said: str) -> Commit:
+    revision, author, subject, *_ = (*said.split("\0"), "", "")
+    return Commit(revision, clean(subject[:LONGEST_SUBJECT].rstrip()), clean(author[:LONGEST_SUBJECT].rstrip()))
 
 
 def git_runs_in(directory: Path) -> bool:
-    """Whether a git may be at work on this repository, be it ours or a person's (proc_pid_cwd(5))."""
+    """Whether somebody's git may be at work on this repository (proc_pid_cwd(5)).
+
+    Ours are not meant: those that write do it one after the other, and those that read are in nobody's way.
+    """
+    place = directory.resolve()
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            is_git = (process / "comm").read_bytes().startswith(b"git")
-            if is_git and (process / "cwd").readlink().is_relative_to(directory.resolve()):
+            if (
+                (process / "comm").read_bytes().startswith(b"git")
+                and _is_about(process, place)
+                and not _is_ours(process)
+            ):
                 return True
         except PermissionError:
             return True  # somebody else's
@@ -124,11 +197,36 @@ def git_runs_in(directory: Path) -> bool:
     return False
 
 
+def _is_about(process: Path, place: Path) -> bool:
+    """Whether it runs there, or names the place, as ``--git-dir`` does."""
+    if (process / "cwd").readlink().is_relative_to(place):
+        return True
+    return re.search(re.escape(os.fsencode(place)) + rb"[/\0]", (process / "cmdline").read_bytes()) is not None
+
+
+def _is_ours(process: Path) -> bool:
+    """Whether the leader of its session is a child of this process, as every command of ours is."""
+    session = _stat(process)[3]
+    try:
+        return int(_stat(process.with_name(session))[1]) == os.getpid()
+    except OSError:  # the leader has gone
+        return False
+
+
+def _stat(process: Path) -> list[str]:
+    """State, parent, process group, session and so on (proc_pid_stat(5)); the name before them may be any bytes."""
+    return (process / "stat").read_bytes().rpartition(b")")[2].decode("ascii").split()
+
+
 def failed(what: str, result: CommandResult) -> StepFailed:
     """The failure of a git command, explained where its words are known."""
     pointer = re.search("fatal: (.+): smudge filter lfs failed", result.tail)
     if pointer is not None:
         return StepFailed(f"{what}: {pointer[1]} is kept in Git LFS, which hookdeploy does not fetch", tail=result.tail)
+    if says_disk_is_full(_ours(result.tail)) or any(sign in result.tail for sign in _WRITES_FAIL):
+        return NoRoom(f"{what}: the disk is full", tail=result.tail)
+    if "error: unable to write file " in result.tail:  # git tells no cause of this one (its entry.c)
+        return NoRoom(f"{what}: the disk is full, or broken", tail=result.tail)
     said = result.tail.lower()
     explanation = next((words for sign, words in _EXPLANATIONS if sign in said), result.verdict)
     return StepFailed(f"{what}: {explanation}", tail=result.tail)
@@ -140,10 +238,14 @@ def explained(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StepFailed(f"{what}: {error.strerror}: {error.filename}") from error
+        kind = NoRoom if error.errno in (ENOSPC, EDQUOT) else StepFailed
+        raise kind(f"{what}: {error.strerror}: {error.filename}") from error
 
 
 def is_damage(problem: StepFailed) -> bool:
     """Whether a git command failed since its own repository is damaged; the remote's troubles are its own."""
-    ours = [line for line in problem.tail.lower().splitlines() if not line.startswith("remote:")]
-    return any(sign in line for line in ours for sign in _DAMAGE)
+    return not isinstance(problem, NoRoom) and any(sign in _ours(problem.tail).lower() for sign in _DAMAGE)
+
+
+def _ours(said: str) -> str:
+    return "\n".join(line for line in said.splitlines() if not line.startswith("remote:"))
