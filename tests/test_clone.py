@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import py_compile
 import subprocess
@@ -18,7 +19,8 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient, by_root, kill_when
@@ -360,7 +362,7 @@ async def test_somebodys_rebase_is_left_alone(world: World, update: str) -> None
 @pytest_twisted.ensureDeferred
 async def test_somebodys_rebase_is_left_alone_also_where_one_of_ours_was_cut_off_before(world: World) -> None:
     """hookdeploy was killed when its rebase was over but not yet written off; then a person began another."""
-    marker = world.directory / "rebasing"
+    marker = world.directory / "under-way"
     world.directory.mkdir(parents=True)
     tip = world.origin.push({"app.py": "two\n"})
     await world.deploy()
@@ -393,7 +395,7 @@ async def test_a_rebase_of_ours_that_was_killed_is_taken_back_the_next_time(worl
     await world.deploy()
     assert world.git("log", "--format=%s").splitlines() == ["second", "first", "change", "first"]
     assert world.read("notes") == "a\nb\nmine\nd\ne\nf\ng\ntheirs\n"
-    assert list(world.directory.glob("rebasing*")) == []
+    assert list(world.directory.glob("under-way*")) == []
 
 
 @pytest.mark.parametrize("update", MODES)
@@ -406,16 +408,21 @@ async def test_a_lock_that_a_killed_git_has_left_is_removed(world: World, update
     assert not (world.path / ".git" / "index.lock").exists()
 
 
-@pytest.mark.parametrize("name", ["HEAD.lock", "refs/heads/main.lock", "refs/remotes/origin/main.lock"])
+LOCKS = ("HEAD", "ORIG_HEAD", "refs/heads/main", "refs/remotes/origin/main", "packed-refs", "shallow")
+
+
+@pytest.mark.parametrize("name", [f"{name}.lock" for name in LOCKS])
 @pytest.mark.parametrize("update", MODES)
 @pytest_twisted.ensureDeferred
 async def test_the_lock_of_a_ref_that_a_killed_git_has_left_is_removed(world: World, update: str, name: str) -> None:
     """P67."""
     revision = world.origin.push({"app.py": "two\n"})
     lock = world.path / ".git" / name
-    lock.touch()
+    halves = [world.path / ".git" / "objects" / "pack" / f"tmp_pack_{number}" for number in range(3)]
+    for file in (lock, *halves):
+        file.touch()
     assert (await world.deploy(update)).commit.revision == revision
-    assert not lock.exists()
+    assert not [file for file in (lock, *halves) if file.exists()]
 
 
 @pytest_twisted.ensureDeferred
@@ -433,15 +440,46 @@ async def test_the_locks_of_a_linked_work_tree_are_removed(world: World) -> None
     assert not any(lock.exists() for lock in locks)
 
 
+@pytest.mark.parametrize("by_name", [False, True])
 @pytest_twisted.ensureDeferred
-async def test_a_lock_is_left_alone_while_a_git_runs_in_the_clone(world: World) -> None:
-    """A person's ``git commit`` with its editor open."""
+async def test_a_lock_is_left_alone_while_a_git_runs_in_the_clone(world: World, by_name: bool) -> None:
+    """P67: a person's ``git commit`` with its editor open, or a ``git --git-dir`` from elsewhere."""
     world.origin.push({"app.py": "two\n"})
-    (world.path / ".git" / "index.lock").touch()
-    with git_at_work(world.path):
+    left = [world.path / ".git" / name for name in ("index.lock", "objects/pack/tmp_pack_x")]
+    for file in left:
+        file.touch()
+    with git_at_work(world.path, by_name=by_name) as git:
         with pytest.raises(StepFailed, match="another git command holds a lock"):
             await world.deploy()
-        assert (world.path / ".git" / "index.lock").exists()
+        assert all(file.exists() for file in left)
+        assert git.poll() is None
+    await world.deploy()
+
+
+@pytest_twisted.ensureDeferred
+async def test_our_own_look_at_the_remote_keeps_no_lock_alive(world: World) -> None:
+    """P67: after a start the remote is looked at while the deployment that was cut off is taken up."""
+    revision = world.origin.push({"app.py": "two\n"})
+    (world.path / ".git" / "index.lock").touch()
+    pipe = world.path.parent / "pipe"
+    os.mkfifo(pipe)
+    looking = Command("git hash-object", ("git", "-C", str(world.path), "hash-object", str(pipe)), dict(os.environ))
+    running = Deferred.fromCoroutine(SpawningRunner(reactor).run(looking))
+    end = os.open(pipe, os.O_RDWR)  # for which it waits
+    while not git_runs_at(world.path):
+        await deferLater(reactor, 0.01)
+    assert (await world.deploy()).commit.revision == revision
+    os.close(end)
+    assert (await running).ok
+
+
+def git_runs_at(path: Path) -> bool:
+    """Whether any process works there that is called git."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # trial takes a name "suppress" in a module for its own
+            if (process / "comm").read_text() == "git\n" and (process / "cwd").readlink() == path:
+                return True
+    return False
 
 
 # The way back from a deployment that failed.
@@ -763,8 +801,34 @@ async def test_only_the_last_commits_that_have_served_are_remembered(world: Worl
 @pytest_twisted.ensureDeferred
 async def test_a_commit_that_git_has_let_go_of_cannot_be_put_back(world: World) -> None:
     clone, _, second = await served_twice(world)
-    (world.directory / "served").write_text(f"{'0' * 40}\n{second.commit.revision}\n")
+    (world.directory / "served").write_text(f"{'0' * 40}\n{second.commit.revision}\nnonsense\n--all\n")
     assert await clone.kept(SpawningRunner(reactor)) == [second]
+    (world.directory / "served").write_text(f"{'0' * 40}\n")
+    assert await clone.kept(SpawningRunner(reactor)) == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_has_served_is_asked_of_git_at_once_and_none_of_it_is_lost(world: World) -> None:
+    """P47: the subject of one is longer than what is read of all."""
+    clone, run, asked = world.clone(), SpawningRunner(reactor), []
+
+    class Noting:
+        async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
+            asked.append(command.name)
+            return await run.run(command, output=output)
+
+    for number, letter in enumerate(("x", "日", "y")):
+        (world.origin.directory / "message").write_text(letter * (200_000 if number == 1 else 20))
+        world.origin.git("commit", "--quiet", "--allow-empty", "--file", str(world.origin.directory / "message"))
+        world.origin.git("push", "--quiet", "origin", "HEAD")
+        await clone.keep(run, await deploy(clone))
+        if number == 0:
+            kept = await clone.kept(Noting())
+            assert [tree.commit.subject for tree in kept] == ["x" * 20, "first"]
+            assert asked == ["git log"]
+    kept = await clone.kept(run)
+    assert [tree.commit.subject for tree in kept] == ["y" * 20, "日" * 500, "x" * 20, "first"]
+    assert [tree.path for tree in kept] == [world.path] * 4
 
 
 @pytest_twisted.ensureDeferred
@@ -774,12 +838,14 @@ async def test_in_place_no_revision_can_be_chosen(world: World) -> None:
 
 
 @contextmanager
-def git_at_work(path: Path) -> Iterator[None]:
-    """A git command of a person's that takes its time."""
-    with subprocess.Popen(["git", "cat-file", "--batch"], cwd=path, stdin=subprocess.PIPE) as git:
+def git_at_work(path: Path, *, by_name: bool = False) -> Iterator[subprocess.Popen[bytes]]:
+    """A git command of a person's that takes its time; ``by_name`` in another directory."""
+    where = (f"--git-dir={path}/.git",) if by_name else ()
+    words = ["git", *where, "cat-file", "--batch"]
+    with subprocess.Popen(words, cwd=path.parent if by_name else path, stdin=subprocess.PIPE) as git:
         while Path(f"/proc/{git.pid}/comm").read_text() != "git\n":
             time.sleep(0.01)
-        yield
+        yield git
         git.kill()
 
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.installed import IN_PLACE, Hookdeploy, Origin, git, processes_of, site, until
+
+SOON = 10.0
+"""Seconds within which what a kill has cut off is done."""
 
 
 def head(hookdeploy: Hookdeploy) -> str:
@@ -147,3 +151,35 @@ def test_a_deployment_that_was_cut_off_and_then_fails_goes_back_to_what_serves_s
     assert hookdeploy.ended(deployment)["outcome"] == "failed"
     assert hookdeploy.page() == "one"
     until(lambda: head(hookdeploy) == good, "way back to the commit that serves")
+
+
+@pytest.mark.parametrize("all_of_them", [False, True])
+def test_a_tree_that_git_was_writing_when_it_was_killed_heals_by_itself(
+    in_place: Hookdeploy, origin: Origin, all_of_them: bool
+) -> None:
+    """P83: hookdeploy and its git are killed in the midst of many files, with the app's server or without it."""
+    clone, held = in_place.directory / "clone", in_place.directory / "held"
+    in_place.start()
+    in_place.wait_for_page("one")
+    git(clone, "config", "filter.slow.smudge", f"touch {held}; exec sleep 1000")
+    attributes = clone / ".git" / "info" / "attributes"
+    attributes.parent.mkdir(exist_ok=True)
+    attributes.write_text("noise-1000 filter=slow\n")
+    deployment = in_place.announce(tip := origin.push({**site("two"), **dict.fromkeys(noise(2000), "two\n")}))
+    until(held.exists, "checkout that is half done")
+    in_place.stop(signal.SIGKILL)
+    for pid, words in processes_of(in_place.directory).items():
+        if all_of_them or "gunicorn" not in words:
+            os.kill(pid, signal.SIGKILL)
+    attributes.unlink()
+    assert git(clone, "status", "--porcelain") != ""
+    started = time.monotonic()
+    in_place.start()
+    in_place.wait_for_page("two")
+    assert time.monotonic() - started < SOON
+    assert in_place.ended(deployment)["outcome"] == "deployed"
+    assert (head(in_place), git(clone, "status", "--porcelain")) == (tip, "?? __pycache__/")
+
+
+def noise(number: int) -> list[str]:
+    return [f"noise-{name:04}" for name in range(number)]
