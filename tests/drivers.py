@@ -91,6 +91,25 @@ class MemoryCheckout(Told):
     def repository(self) -> str:
         return self._repository
 
+    @property
+    def remote(self) -> str:
+        return f"https://example.com/{self._repository}.git"
+
+    @property
+    def follows(self) -> tuple[str, ...]:
+        return ("refs/heads/main",)
+
+    async def advertised(self, run: CommandRunner, patterns: Collection[str]) -> Mapping[str, str]:
+        await self.called("advertised")
+        await run.run(Command("git ls-remote", ("git", "ls-remote"), {}))
+        return {"refs/heads/main": self.tip.revision}
+
+    def tip_of(self, advertised: Mapping[str, str]) -> str | None:
+        return advertised.get("refs/heads/main")
+
+    async def has(self, run: CommandRunner, revision: str, at: str | None = None) -> bool:
+        return revision == (at or (self.served.commit.revision if self.served else None))
+
     async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
         await self.called("fetch")
         await run.run(Command("git fetch", ("git", "fetch"), {}))

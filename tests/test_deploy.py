@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping
 from dataclasses import replace
+from errno import ENOSPC
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,12 +15,14 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.drivers import HeardEvents, MemoryCheckout, MemoryEnvironments, MemoryLog, MemoryRunner, MemoryServer, commit
 from tests.fakes import MemoryJournal
+from twisted_hook.builders import Builders
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, StepConfig
 from twisted_hook.deploy import Deploying
 from twisted_hook.model import (
     Deployment,
     JournalUnavailable,
+    NoRoom,
     Outcome,
     Phase,
     ProbationFailed,
@@ -496,6 +499,15 @@ class AJournalThatFails(StoryCase):
         self.assertIn("blog: the journal: the disk is full", self.told())
         self.assertIsNone(self.written(deployment).outcome, "the next start takes it up")
 
+    def test_one_that_a_new_journal_has_forgotten_is_looked_for_at_its_remote(self) -> None:
+        """P84: it may have waited for its turn until long after the look that followed the recovery."""
+        told: list[str] = []
+        self.story = replace(self.story, try_again_later=lambda: told.append("later"))
+        deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        self.journal._deployments.clear()
+        self.successResultOf(Deferred.fromCoroutine(self.whole(deployment)))
+        self.assertEqual((self.checkout.calls, told), ([], ["later"]))
+
     def test_one_that_loses_its_journal_while_it_builds_discards_its_tree(self) -> None:
         held = self.runner.hold("collect")
         deployment, ended = self.begin()
@@ -716,6 +728,31 @@ class Migrating(StoryCase):
         self.assertEqual(self.run_names(), ["first", "second"])
         self.assertFalse(held.happened)
 
+    def test_one_that_fails_for_want_of_room_is_not_run_again_by_itself(self) -> None:
+        """T37, P84: nobody knows how far it has come, so it is a person's to say."""
+        self.story = replace(self.story, try_again_later=self.fail)
+        self.runner.status["second"] = 1
+        self.runner.prints["second"] = b"OperationalError: [Errno 28] No space left on device"
+        done = self.deploy()
+        self.assertEqual((done.outcome, done.transient), (Outcome.FAILED, False))
+
+    def test_one_whose_end_cannot_be_written_is_not_run_again_by_itself(self) -> None:
+        """T37: the journal is back before the deployment has ended."""
+        for call in ("add_step", "migrated"):
+            original = getattr(self.journal, call)
+
+            async def fails(*_: Any) -> None:
+                raise JournalUnavailable("the disk is full")
+
+            held = self.runner.hold("first")
+            deployment, ended = self.begin()
+            self.patch(self.journal, call, fails)
+            held.happen(None)
+            self.successResultOf(ended)
+            self.patch(self.journal, call, original)
+            done = self.written(deployment)
+            self.assertEqual((done.outcome, done.transient), (Outcome.FAILED, False), call)
+
     def test_a_newer_revision_migrates_although_the_one_before_it_had_ended(self) -> None:
         self.server.hold("swap")
         deployment, ended = self.begin()
@@ -915,24 +952,64 @@ class GivingUp(StoryCase):
         self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
 
 
+def no_room() -> None:
+    raise NoRoom("the disk of /state is nearly full: 12 MiB are free")
+
+
 class Room(StoryCase):
     """A disk that is nearly full."""
 
     def test_a_deployment_does_not_begin_without_it(self) -> None:
-        def full() -> None:
-            raise StepFailed("the disk of /state is nearly full: 12 MiB are free")
-
-        self.story = replace(self.story, ask_for_room=full)
+        self.story = replace(self.story, ask_for_room=no_room)
         done = self.deploy()
         self.assertEqual(done.reason, "the disk of /state is nearly full: 12 MiB are free")
+        self.assertEqual((done.outcome, done.transient), (Outcome.FAILED, True))
         self.assertEqual(self.checkout.calls, [])
+
+    def test_what_fails_because_the_disk_fills_up_may_be_tried_again(self) -> None:
+        """P84."""
+        for failure in (
+            NoRoom("aaaaaaa could not be checked out: the disk is full"),
+            StepFailed("the environment could not be made: exit 1", tail="OSError: [Errno 28] No space left on device"),
+            OSError(ENOSPC, "No space left on device", "/state/apps/blog/preparing"),
+        ):
+            self.checkout.failing["take"] = failure
+            done = self.deploy()
+            self.assertEqual((done.outcome, done.transient), (Outcome.FAILED, True), failure)
+
+    def test_what_fails_on_a_disk_that_is_full_by_then_may_be_tried_again(self) -> None:
+        """P84: a program may say it in words of its own, or in none."""
+        self.runner.status["collect"] = 1
+        asked = iter([None])
+
+        def full_by_then() -> None:
+            if next(asked, self) is self:
+                no_room()
+
+        self.story = replace(self.story, ask_for_room=full_by_then)
+        self.assertTrue(self.deploy().transient)
+
+    def test_who_looks_after_the_remotes_is_told(self) -> None:
+        """P84: it heals when there is room again, without a person and without a poll."""
+        told: list[str] = []
+        self.story = replace(self.story, try_again_later=lambda: told.append("later"))
+        self.checkout.failing["take"] = NoRoom("the disk is full")
+        self.deploy()
+        self.assertEqual(told, ["later"])
+        self.checkout.failing["take"] = StepFailed("it is not there")
+        self.deploy()
+        self.assertEqual(told, ["later"])
+
+    def test_what_fails_for_itself_is_not_tried_again(self) -> None:
+        self.runner.status["collect"] = 1
+        self.assertFalse(self.deploy().transient)
 
     def test_what_was_left_half_done_goes_before_it_is_asked_for(self) -> None:
         """P84: it may be what fills the disk, and would be in the way of every deployment."""
 
         def full_of_leftovers() -> None:
             if not self.checkout.rooms:
-                raise StepFailed("the disk of /state is nearly full: 12 MiB are free")
+                no_room()
 
         self.story = replace(self.story, ask_for_room=full_of_leftovers)
         self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
@@ -941,3 +1018,58 @@ class Room(StoryCase):
         self.checkout.failing["retire"] = StepFailed("/releases/0 could not be removed")
         self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
         self.assertIn("blog: /releases/0 could not be removed", self.told())
+
+
+class Turns(StoryCase):
+    """A release is built when it is its repository's turn."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.builders = Builders(1)
+        self.story = replace(self.story, turn_to_build=self.builders.turn)
+
+    def test_it_waits_for_the_builder_and_then_goes_on(self) -> None:
+        other = self.builders.turn("another mirror")
+        self.result(other.__aenter__())
+        deployment, ended = self.begin()
+        self.assertNoResult(ended)
+        self.assertNotIn(Phase.BUILDING, dict(self.written(deployment).phases))
+        self.result(other.__aexit__(None, None, None))
+        self.successResultOf(ended)
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+
+    def test_the_builder_is_free_again_before_the_swap_and_after_a_failure(self) -> None:
+        self.runner.status["collect"] = 1
+        self.assertEqual(self.deploy().outcome, Outcome.FAILED)
+        self.runner.status.clear()
+        swapping = self.server.hold("swap")
+        _, ended = self.begin()
+        self.assertNoResult(ended)
+        self.result(self.builders.turn("another mirror").__aenter__())
+        swapping.happen(None)
+        self.successResultOf(ended)
+
+    def test_a_rollback_waits_for_nobody(self) -> None:
+        self.deploy()
+        self.checkout.tip = commit("b")
+        self.deploy()
+        self.result(self.builders.turn("mirror").__aenter__())
+        deployment = self.result(self.journal.enqueue("blog", Trigger.ROLLBACK, self.checkout.trees[0].release))
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+
+
+class Reasons(StoryCase):
+    """Why it was made."""
+
+    def test_it_is_in_the_log_and_stays_when_all_went_well(self) -> None:
+        deployment = self.result(self.journal.enqueue("blog", Trigger.POLL, reason="branch moved, no hook came"))
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).reason, "branch moved, no hook came")
+        self.assertIn("branch moved, no hook came", self.logs[deployment.id].headings)
+
+    def test_a_failure_says_why_it_failed_instead(self) -> None:
+        self.runner.status["collect"] = 1
+        deployment = self.result(self.journal.enqueue("blog", Trigger.POLL, reason="branch moved, no hook came"))
+        self.result(self.whole(deployment))
+        self.assertIn("step 'collect' failed", self.written(deployment).reason)

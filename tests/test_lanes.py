@@ -24,8 +24,10 @@ from twisted_hook.model import (
     Environment,
     JournalUnavailable,
     Launch,
+    NoRoom,
     Outcome,
     Phase,
+    ProbationFailed,
     Steering,
     StepFailed,
     Tree,
@@ -152,7 +154,7 @@ class OneRunsAndOneWaits(LaneCase):
         self.assertEqual(len(self.blog.server.launches), 2)
         self.assertEqual(self.outcome(many[-1]), Outcome.DEPLOYED)
         self.assertEqual({self.outcome(one) for one in many[:-1]}, {Outcome.SUPERSEDED})
-        self.assertEqual([self.written(one).superseded_by for one in many[:-1]], [one.id for one in many[1:]])
+        self.assertEqual({self.written(one).superseded_by for one in many[:-1]}, {many[-1].id})
 
     def test_deployments_that_end_at_once_neither_recurse_nor_jam(self) -> None:
         done = []
@@ -213,6 +215,49 @@ class OneRunsAndOneWaits(LaneCase):
         self.journal.fail_with = None
         self.turn()
         self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
+
+    def test_a_superseded_one_is_written_when_the_journal_is_well_again(self) -> None:
+        """Nobody else would: it stayed without an end until the next start."""
+        first, second = self.submit(), self.queued()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.lane.submit(second)
+        self.clock.advance(JOURNAL_PAUSE)
+        self.assertIsNone(self.outcome(first))
+        self.journal.fail_with = None
+        self.clock.pump([JOURNAL_PAUSE] * 3)
+        self.assertEqual(self.outcome(first), Outcome.SUPERSEDED)
+        self.assertEqual(self.written(first).superseded_by, second.id)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_stop_leaves_what_could_not_be_written_to_the_next_start(self) -> None:
+        self.submit()
+        second = self.queued()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.lane.submit(second)
+        self.result(self.lane.stop())
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_what_runs_and_was_lost_with_a_damaged_journal_is_not_tried_for_ever(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        self.journal._deployments.clear()
+        held.happen(None)
+        self.assertEqual((self.lane.unfinished, self.clock.getDelayedCalls()), ([], []))
+        self.assertFalse(self.faults())
+
+    def test_what_waits_and_was_lost_with_a_damaged_journal_is_let_go_of(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        self.submit()
+        self.submit()
+        self.journal._deployments.clear()
+        newest = self.submit()
+        held.happen(None)
+        self.assertEqual((self.lane.unfinished, self.clock.getDelayedCalls()), ([], []))
+        self.assertIsNotNone(self.outcome(newest))
+        self.assertFalse(self.faults())
 
 
 class LanesThatShare(LaneCase):
@@ -431,6 +476,19 @@ class HeldBack(LaneCase):
         self.turn()
         self.assertEqual(self.outcome(pushed), Outcome.DEPLOYED)
         self.assertFalse(self.lane.is_busy)
+
+    def test_what_is_held_back_is_not_lost_to_the_second_thing_that_a_person_asks_for(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.submit()
+        self.turn()
+        self.lane.pause()
+        pushed = self.submit()
+        first, second = self.asked(Trigger.ROLLBACK, "1-aaaaaaa"), self.asked(Trigger.ROLLBACK, "1-aaaaaaa")
+        self.assertEqual((self.outcome(first), self.outcome(pushed)), (Outcome.SUPERSEDED, None))
+        self.blog.server.waiting.clear()
+        held.happen(None)
+        self.turn()
+        self.assertEqual((self.outcome(second), self.lane.waiting), (Outcome.DEPLOYED, pushed))
 
     def test_a_push_that_waits_behind_what_a_person_asks_for_can_be_given_up(self) -> None:
         self.blog.server.hold("swap")
@@ -684,41 +742,114 @@ class Resuming(LaneCase):
 
 
 class EndsThatCannotBeWritten(LaneCase):
-    """P84: the disk is full while a deployment is under way."""
+    """P84: what has ended while the disk was full is not done again, only written later."""
 
-    def setUp(self) -> None:
-        super().setUp()
+    def ends(self, deployment: Deployment) -> Outcome | None:
+        """What becomes of it when the journal takes words again; meanwhile nothing else is deployed."""
+        self.assertTrue(self.lane.owes_an_end)
+        calls = list(self.blog.checkout.calls)
+        self.clock.pump([JOURNAL_PAUSE, 2 * JOURNAL_PAUSE])
+        self.assertIsNone(self.outcome(deployment))
+        self.journal.fail_with = None
+        self.clock.advance(4 * JOURNAL_PAUSE)
+        self.turn()
+        self.assertEqual((self.blog.checkout.calls, self.clock.getDelayedCalls()), (calls, []))
+        self.assertFalse(self.lane.owes_an_end)
+        return self.outcome(deployment)
+
+    def test_what_serves_is_not_deployed_again(self) -> None:
         held = self.blog.server.hold("swap")
-        self.first = self.submit()
+        first = self.submit()
         self.turn()
         self.journal.fail_with = JournalUnavailable("the disk is full")
         held.happen(None)
+        self.assertEqual(self.ends(first), Outcome.DEPLOYED)
+        self.assertEqual(self.written(first).phase, Phase.DONE)
 
-    def test_it_is_deployed_again_after_a_pause_and_ends(self) -> None:
-        self.assertIsNone(self.outcome(self.first))
-        self.assertIsNone(self.lane.running)
+    def test_what_a_person_has_cancelled_stays_cancelled(self) -> None:
+        self.blog.server.hold("swap")
+        first = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.assertTrue(self.lane.cancel("somebody cancelled it", first.id))
+        self.assertEqual(self.ends(first), Outcome.CANCELLED)
+        self.assertEqual(self.written(first).reason, "somebody cancelled it")
+
+    def test_what_was_found_wanting_on_probation_is_not_put_before_visitors_again(self) -> None:
+        held = self.blog.server.hold("swap")
+        self.blog.server.failing["swap"] = ProbationFailed("it keeps dying")
+        first = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        held.happen(None)
+        self.assertEqual(self.ends(first), Outcome.ROLLED_BACK)
+
+    def test_a_newer_one_is_deployed_meanwhile(self) -> None:
+        held = self.blog.server.hold("swap")
+        first = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        held.happen(None)
         self.journal.fail_with = None
-        self.clock.advance(JOURNAL_PAUSE - 0.1)
-        self.assertIsNone(self.outcome(self.first))
-        self.clock.advance(0.1)
+        self.blog.checkout.tip = commit("b")
+        second = self.submit()
+        self.turn()
+        self.assertEqual((self.outcome(first), self.outcome(second)), (None, Outcome.DEPLOYED))
+        self.clock.advance(JOURNAL_PAUSE)
+        self.assertEqual(self.outcome(first), Outcome.DEPLOYED)
+        self.assertEqual(len(self.blog.server.launches), 2)
+
+    def test_what_has_filled_the_disk_says_why_it_failed_when_there_is_room(self) -> None:
+        """P84: its own tree is in the way of its end, and gone a moment later."""
+        self.blog.environments.failing["prepare"] = NoRoom("the disk is full")
+        held = self.blog.environments.hold("prepare")
+        first = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        held.happen(None)
+        self.assertEqual(self.ends(first), Outcome.FAILED)
+        self.assertEqual((self.written(first).reason, self.written(first).transient), ("the disk is full", True))
+
+
+class KeptFromTheirEnd(LaneCase):
+    """P84: a deployment fails since its journal does, and that cannot be written either."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.first = self.submit()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.turn()
+        self.assertEqual(self.lane.unfinished, [self.first])
+
+    def test_what_a_person_has_given_up_meanwhile_is_not_deployed_but_written_later(self) -> None:
+        self.journal.fail_with = None
+        self.blog.checkout.tip = commit("b")
+        self.blog.checkout.hold("take")
+        second = self.submit()
+        self.turn()
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.assertTrue(self.lane.cancel("somebody cancelled it", second.id))
+        self.journal.fail_with = None
+        self.clock.pump([JOURNAL_PAUSE, 0.0])
+        self.assertEqual(self.outcome(second), Outcome.CANCELLED)
+        self.assertEqual(self.written(second).reason, "somebody cancelled it")
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_it_is_tried_ever_less_often_until_it_can(self) -> None:
+        for pause in (JOURNAL_PAUSE, 2 * JOURNAL_PAUSE, 4 * JOURNAL_PAUSE):
+            [again] = self.clock.getDelayedCalls()
+            self.assertEqual(again.getTime() - self.clock.seconds(), pause)
+            self.clock.advance(pause)
+            self.turn()
+        self.journal.fail_with = None
+        self.clock.advance(8 * JOURNAL_PAUSE)
         self.turn()
         self.assertEqual(self.outcome(self.first), Outcome.DEPLOYED)
         self.assertEqual(self.clock.getDelayedCalls(), [])
-
-    def test_it_is_tried_for_as_long_as_nothing_can_be_written(self) -> None:
-        for _ in range(5):
-            self.clock.advance(JOURNAL_PAUSE)
-            self.turn()
-            self.assertEqual(len(self.clock.getDelayedCalls()), 1)
-        self.journal.fail_with = None
-        self.clock.advance(JOURNAL_PAUSE)
-        self.turn()
-        self.assertIsNotNone(self.outcome(self.first))
         self.assertFalse(self.faults())
 
     def test_a_newer_one_takes_its_place(self) -> None:
         self.journal.fail_with = None
-        self.blog.checkout.tip = commit("b")
         second = self.submit()
         self.assertEqual(self.outcome(self.first), Outcome.SUPERSEDED)
         self.assertEqual(self.written(self.first).superseded_by, second.id)
@@ -728,19 +859,21 @@ class EndsThatCannotBeWritten(LaneCase):
 
     def test_one_that_waits_already_takes_its_place_too(self) -> None:
         self.journal.fail_with = None
-        held = self.blog.environments.hold("prepare")
-        self.blog.checkout.tip = commit("b")
+        held = self.blog.checkout.hold("fetch")
         second = self.submit()
         self.turn()
         third = self.submit()
+        original = self.journal.describe
 
-        async def finish(*_: object, **named: object) -> None:
-            self.patch(self.journal, "finish", original)
+        async def describe(*_: object, **named: object) -> None:
+            self.patch(self.journal, "describe", original)
+            self.journal.fail_with = JournalUnavailable("the disk is full")
+            self.clock.callLater(0, setattr, self.journal, "fail_with", None)
             raise JournalUnavailable("the disk is full")
 
-        original = self.journal.finish
-        self.patch(self.journal, "finish", finish)
+        self.patch(self.journal, "describe", describe)
         held.happen(None)
+        self.clock.pump([0, JOURNAL_PAUSE, JOURNAL_PAUSE])
         self.assertEqual((self.outcome(second), self.written(second).superseded_by), (Outcome.SUPERSEDED, third.id))
         self.assertIsNotNone(self.outcome(third))
 

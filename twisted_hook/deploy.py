@@ -7,6 +7,8 @@ running, and the reason is written down.
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping
+from errno import EDQUOT, ENOSPC
+from functools import partial
 from typing import Any, TypeVar
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,6 +16,7 @@ from twisted.logger import Logger, LogLevel
 from twisted.python.failure import Failure
 
 from twisted_hook.boundaries import AppServer
+from twisted_hook.commands import says_disk_is_full
 from twisted_hook.config import StepConfig
 from twisted_hook.model import (
     Command,
@@ -23,6 +26,8 @@ from twisted_hook.model import (
     Environment,
     JournalUnavailable,
     Launch,
+    NoRoom,
+    NoSuchRow,
     Outcome,
     Phase,
     ProbationFailed,
@@ -61,6 +66,8 @@ class Deploying:
         """It was begun before: its tree may be there, and half built."""
         self._migrated: str | None = None
         self._migrating = False
+        self._half_migrated = False
+        """As far as anybody knows, so that it is not run again by itself."""
         self._tree: Tree | None = None
         self._unwanted = ""
         """Why a person does not want it any more."""
@@ -69,6 +76,8 @@ class Deploying:
         """It serves, or has failed: too late to give it up."""
         self.ended = False
         """Its outcome is in the journal."""
+        self.unwritten: Callable[[], Coroutine[Any, Any, None]] | None = None
+        """Writes the outcome that the journal did not take, unless it failed for want of the journal alone."""
 
     async def obtain(self) -> Tree | None:
         """Fetch and check out what is to be deployed; None if it has ended here. Wants the repository's lock."""
@@ -119,6 +128,8 @@ class Deploying:
         if begun.outcome is not None:  # written, though whoever wrote it had to believe that it was not
             self.ended = True
             return None
+        if begun.reason:
+            self._log.heading(begun.reason)
         self._cut_off, self._migrated, self._previous = begun.attempts > 1, begun.migrated, begun.previous
         if begun.phase is Phase.MIGRATING:
             if begun.revision is not None:
@@ -174,9 +185,7 @@ class Deploying:
     async def _release(self, tree: Tree) -> Environment:
         story = self._story
         env = story.env(tree, previous=self._previous, deployment=self._deployment.id)
-        if not self._goes_back:
-            await self._build(tree, env)
-        environment = await story.environments.prepare(self, tree, env)
+        environment = await self._build(tree, env)
         if self._app.migrate and not self._goes_back:
             await self._migrate(tree, story.serving(env, environment))
         if story.server is None:
@@ -186,10 +195,15 @@ class Deploying:
         await self._finish(Outcome.DEPLOYED)
         return environment
 
-    async def _build(self, tree: Tree, env: Mapping[str, str]) -> None:
-        await self._enter(Phase.BUILDING)
-        for step in () if self._app.build == "auto" else self._app.build:
-            await self._step(step, tree, env, nice=self._app.nice)
+    async def _build(self, tree: Tree, env: Mapping[str, str]) -> Environment:
+        story = self._story
+        if self._goes_back:
+            return await story.environments.prepare(self, tree, env)
+        async with story.turn_to_build(story.checkout.repository):
+            await self._enter(Phase.BUILDING)
+            for step in () if self._app.build == "auto" else self._app.build:
+                await self._step(step, tree, env, nice=self._app.nice)
+            return await story.environments.prepare(self, tree, env)
 
     async def _migrate(self, tree: Tree, env: Mapping[str, str]) -> None:
         """Its beginning and its end are in the journal: after a crash in between it is not run again unasked."""
@@ -199,9 +213,11 @@ class Deploying:
         self._migrating = True
         try:
             await self._enter(Phase.MIGRATING)
+            self._half_migrated = True
             for step in self._app.migrate:
                 await self._step(step, tree, env)
             await self._story.journal.migrated(self._deployment.id, tree.commit.revision)
+            self._half_migrated = False
         finally:
             self._migrating = False
         if self._unwanted or self._leaves_off:
@@ -297,18 +313,24 @@ class Deploying:
         except ProbationFailed as failed:
             await self._finish(Outcome.ROLLED_BACK, failed.reason)
         except StepFailed as failed:
-            await self._finish(Outcome.FAILED, failed.reason)
+            await self._finish(Outcome.FAILED, failed.reason, transient=self._is_for_want_of_room(failed))
         except OSError as error:
-            await self._finish(Outcome.FAILED, f"{error.strerror}: {error.filename}")
+            transient = error.errno in (ENOSPC, EDQUOT)
+            await self._finish(Outcome.FAILED, f"{error.strerror}: {error.filename}", transient=transient)
         except JournalUnavailable as problem:
-            await self._finish(Outcome.FAILED, f"the journal: {problem}")
+            await self._finish(Outcome.FAILED, f"the journal: {problem}", transient=True)
+            self.unwritten = None
         except Exception as fault:  # noqa: BLE001 - a bug ends its deployment, and the lane lives on
             self._logger.failure("{app}: a fault in hookdeploy", app=self._app.name)
             await self._finish(Outcome.FAILED, f"{fault!r}; hookdeploy's own log has the traceback")
         return None
 
-    async def _finish(self, outcome: Outcome, reason: str = "") -> None:
+    def _is_for_want_of_room(self, failed: StepFailed) -> bool:
+        return isinstance(failed, NoRoom) or says_disk_is_full(failed.reason) or self._story.lacks_room
+
+    async def _finish(self, outcome: Outcome, reason: str = "", *, transient: bool = False) -> None:
         self._decided = True
+        transient = transient and not self._half_migrated
         reason = self._story.shown(reason)
         self._log.heading(f"{outcome}{': ' if reason else ''}{reason}")
         self._logger.emit(
@@ -320,14 +342,25 @@ class Deploying:
             outcome=str(outcome),
             reason=f": {reason}" if reason else "",
         )
-        journal, deployment, now = self._story.journal, self._deployment.id, self._story.now()
+        write = partial(self._write_end, outcome, reason, self._story.now(), transient=transient)
         try:
-            if outcome is Outcome.DEPLOYED:
-                await journal.advance(deployment, Phase.DONE, now)
-            await journal.finish(deployment, outcome, now, reason=reason)
-            self.ended = True
+            await write()
         except JournalUnavailable as problem:
             self._logger.error("{app}: the journal: {problem}", app=self._app.name, problem=str(problem))
+            if isinstance(problem, NoSuchRow):  # it began anew, and has forgotten what this was for
+                self.ended = True
+                self._story.try_again_later()
+            else:
+                self.unwritten = write
+
+    async def _write_end(self, outcome: Outcome, reason: str, at: float, *, transient: bool) -> None:
+        journal, deployment = self._story.journal, self._deployment.id
+        if outcome is Outcome.DEPLOYED:
+            await journal.advance(deployment, Phase.DONE, at)
+        await journal.finish(deployment, outcome, at, reason=reason, transient=transient)
+        self.ended = True
+        if transient:
+            self._story.try_again_later()
 
     async def _enter(self, phase: Phase) -> None:
         self._log.heading(f"-- {phase}")

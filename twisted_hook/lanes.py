@@ -6,23 +6,27 @@ deployment does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, DeferredLock
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_hook.boundaries import Journal
 from twisted_hook.deploy import BY_A_PERSON, Deploying
-from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Phase, StepFailed, Trigger
+from twisted_hook.model import Deployment, JournalUnavailable, NoSuchRow, Outcome, Phase, StepFailed, Trigger
 from twisted_hook.once import Once
 from twisted_hook.story import Story
 
 MOST_ATTEMPTS = 3
 JOURNAL_PAUSE = 5.0
-"""Seconds until a deployment whose end could not be written is tried again."""
+"""Seconds until what the journal has not taken is tried again."""
+LONGEST_JOURNAL_PAUSE = 300.0
 
 
 class Lane:
@@ -42,15 +46,22 @@ class Lane:
         self._lock = lock
         self._journal = journal
         self._now = now
-        self._to_resume = False
+        self._to_resume = self._resumes = False
         self._work: Deferred[None] | None = None
         self._beginning: IDelayedCall | None = None
         self._stopped = False
         self._paused = False
         self._deploying: Deploying | None = None
         self._unwritten: Deployment | None = None
-        """Its end could not be written, so it is to be deployed again."""
+        """The journal has kept it from its end, so it is to be deployed again."""
         self._again: IDelayedCall | None = None
+        self._pause = JOURNAL_PAUSE
+        """Seconds until it is."""
+        self._beside: set[Deferred[None]] = set()
+        """What writes the ends of deployments that had none of their own to write."""
+        self._covered: dict[str, str] = {}
+        """What is superseded and not written down yet, and by which."""
+        self._is_covering = False
         self._behind: Deployment | None = None
         """What arrived while something that a person asked for waits; its turn comes after that."""
         self.running: Deployment | None = None
@@ -62,8 +73,19 @@ class Lane:
 
     @property
     def unfinished(self) -> list[Deployment]:
-        """What runs and what waits, in the order of their turns."""
-        return [each for each in (self.running, self.waiting, self._behind) if each is not None]
+        """What runs and what is to run, in the order of their turns."""
+        all_of_them = (self.running, self.waiting, self._behind, self._unwritten)
+        return [each for each in all_of_them if each is not None]
+
+    @property
+    def owes_an_end(self) -> bool:
+        """Whether the journal does not know yet how one ended that is not to be deployed again."""
+        return bool(self._beside)
+
+    @property
+    def is_resuming(self) -> bool:
+        """Whether it does not know yet if there is anything to serve."""
+        return self._to_resume or self._resumes
 
     @property
     def is_busy(self) -> bool:
@@ -88,18 +110,20 @@ class Lane:
         """
         if self._stopped:
             return
-        waiting, asked_for = self.waiting, deployment.trigger in BY_A_PERSON
-        if waiting is not None and waiting.trigger in BY_A_PERSON and not asked_for:
+        asked_for = deployment.trigger in BY_A_PERSON
+        person_waits = self.waiting is not None and self.waiting.trigger in BY_A_PERSON
+        if person_waits and not asked_for:
             replaced, self._behind = [self._behind], deployment
-        elif waiting is not None and self._next is None and asked_for:
-            replaced, self.waiting, self._behind = [], deployment, waiting
+        elif self._paused and asked_for:
+            replaced = [self.waiting if person_waits else self._unwritten]
+            self.waiting, self._behind = deployment, self._behind if person_waits else self.waiting
         else:
             replaced = [self.waiting or self._unwritten, self._behind]
             self.waiting, self._behind = deployment, None
         self._forget_unwritten()
         for each in replaced:
             if each is not None and each.id != deployment.id:
-                self._record(each, Outcome.SUPERSEDED, superseded_by=deployment.id)
+                self._supersede(each, deployment)
         self._wake()
 
     def take_up(self, deployment: Deployment) -> None:
@@ -111,6 +135,8 @@ class Lane:
             reason = f"hookdeploy stopped {deployment.attempts} times while it worked on this; it is not tried again"
             self._record(deployment, Outcome.INTERRUPTED, reason=reason)
         else:
+            if deployment.attempts:
+                self._log.info("{app}: deployment {id} was cut off and is taken up", app=self.app, id=deployment.id)
             self.submit(deployment)
 
     def pause(self) -> None:
@@ -143,6 +169,8 @@ class Lane:
         if self._beginning is not None and self._beginning.active():
             self._beginning.cancel()
         self._forget_unwritten()
+        for doing in tuple(self._beside):
+            doing.cancel()
         if self._work is not None:
             work, self._work = self._work, None
             over: Once[None] = Once()
@@ -170,8 +198,9 @@ class Lane:
     async def _drain(self) -> None:
         while not self._stopped:
             if self._to_resume:
-                self._to_resume = False
+                self._to_resume, self._resumes = False, True
                 await self._resume()
+                self._resumes = False
             elif self._next is not None:
                 await self._deploy_what_waits()
             else:
@@ -196,7 +225,11 @@ class Lane:
         if tree is not None:
             await deploying.release(tree)
         self.running = self._deploying = None
-        if not deploying.ended and not self._stopped:
+        if deploying.unwritten is not None and not self._stopped:
+            self._see_to(self._insist(deploying.unwritten))
+        elif deploying.ended or self._stopped:
+            self._pause = JOURNAL_PAUSE
+        else:
             self._try_again(newest)
 
     def _leave(self, deployment: Deployment) -> None:
@@ -206,12 +239,13 @@ class Lane:
         self._behind = None
 
     def _try_again(self, deployment: Deployment) -> None:
-        """Deploy once more what could not be written down, unless what waits does its work."""
+        """Deploy once more what the journal has kept from its end, unless what waits does its work."""
         if self.waiting is not None:
-            self._record(deployment, Outcome.SUPERSEDED, superseded_by=self.waiting.id)
+            self._supersede(deployment, self.waiting)
         else:
             self._unwritten = deployment
-            self._again = self._clock.callLater(JOURNAL_PAUSE, self.submit, deployment)
+            self._again = self._clock.callLater(self._pause, self.submit, deployment)
+            self._pause = min(2 * self._pause, LONGEST_JOURNAL_PAUSE)
 
     def _forget_unwritten(self) -> None:
         self._unwritten = None
@@ -238,6 +272,7 @@ class Lane:
 
     def _rest(self, _: object) -> None:
         self.running = self._deploying = self._work = None
+        self._resumes = False
         if self._next is not None or self._to_resume:
             self._wake()
 
@@ -247,8 +282,41 @@ class Lane:
         elif failure.check(CancelledError) is None:
             self._log.failure("{app}: a fault in the lane", failure, app=self.app)
 
-    def _record(
-        self, deployment: Deployment, outcome: Outcome, *, reason: str = "", superseded_by: str | None = None
-    ) -> None:
-        writing = self._journal.finish(deployment.id, outcome, self._now(), reason=reason, superseded_by=superseded_by)
-        Deferred.fromCoroutine(writing).addErrback(self._report)
+    def _supersede(self, covered: Deployment, by: Deployment) -> None:
+        """Write it, with all that is superseded while something else is being written: a burst costs few calls."""
+        self._covered[covered.id] = by.id
+        if not self._is_covering:
+            self._is_covering = True
+            self._see_to(self._write_covered())
+
+    async def _write_covered(self) -> None:
+        try:
+            while self._covered:
+                covered, self._covered = self._covered, {}
+                await self._insist(partial(self._journal.supersede, covered, self._now()))
+        finally:
+            self._is_covering = False
+
+    def _record(self, deployment: Deployment, outcome: Outcome, *, reason: str = "") -> None:
+        """Write how one ended that is not deployed."""
+        end = partial(self._journal.finish, deployment.id, outcome, self._now(), reason=reason)
+        self._see_to(self._insist(end))
+
+    async def _insist(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Write as soon as the journal can; after a stop the next start does."""
+        pause = JOURNAL_PAUSE
+        while True:
+            try:
+                return await write()
+            except NoSuchRow:
+                return None
+            except JournalUnavailable as problem:
+                self._log.error("{app}: the journal: {problem}", app=self.app, problem=str(problem))
+            await deferLater(self._clock, pause)
+            pause = min(2 * pause, LONGEST_JOURNAL_PAUSE)
+
+    def _see_to(self, work: Coroutine[Any, Any, None]) -> None:
+        """Have it done beside all else, at the longest until a stop."""
+        doing = Deferred.fromCoroutine(work)
+        self._beside.add(doing)
+        doing.addErrback(self._report).addBoth(lambda _: self._beside.discard(doing))

@@ -6,6 +6,7 @@ Works over boundaries only and knows no tool by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from twisted_hook.model import (
     Environment,
     JournalUnavailable,
     Launch,
+    NoRoom,
     Outcome,
     Steering,
     StepFailed,
@@ -47,7 +49,11 @@ class Story:
     home: Path | None = None
     """That of the account as which steps and server run, where it is not ours."""
     ask_for_room: Callable[[], None] = lambda: None
-    """Raises ``StepFailed`` if the disk is too full to begin."""
+    """Raises ``NoRoom`` if the disk is too full to begin."""
+    try_again_later: Callable[[], None] = lambda: None
+    """Have the remote looked at until what could not be deployed for want of room was."""
+    turn_to_build: Callable[[str], AbstractAsyncContextManager[None]] = lambda repository: nullcontext()
+    """Waits, and holds the others up, while a release of this repository is built."""
 
     async def resume(self, lock: DeferredLock) -> bool:
         """Serve the current tree, after a start or a change of configuration. False if there is none yet.
@@ -91,6 +97,15 @@ class Story:
         if last is None or (last.outcome is Outcome.DEPLOYED and last.revision == revision):
             return ""
         return "was cut off in its migration" if last.outcome is Outcome.INTERRUPTED else "was put back"
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether the disk is too full for anything to be begun."""
+        try:
+            self.ask_for_room()
+        except NoRoom:
+            return True
+        return False
 
     async def way_back(self, wanted: str | None = None) -> Tree | None:
         """The kept release of that name, or else the newest good one before the current; None if there is none.
