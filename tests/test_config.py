@@ -49,12 +49,17 @@ public_url = "https://deploy.example.com"
 trusted_proxies = ["127.0.0.1/32"]
 max_body = 26214400
 min_free = 104857600
+max_builds = 4
+history = "30d"
+history_rows = 5000
 [dashboard]
 listen = ["tcp:8001:interface=127.0.0.1"]
 [hooks.github]
 forge = "github"
 secrets = [{ file = "hook.secret" }, { env = "OLD_SECRET" }]
 allow_sha1 = false
+token = { file = "github.token" }
+api = "https://github.example.com/api/v3"
 [apps.blog]
 hook = "github"
 repository = "https://github.com/acme/blog.git"
@@ -84,6 +89,8 @@ user = "blog"
 nice = 10
 """
 
+HOOK_TOKEN = "hooks.github.token"
+"""The key path of a token."""
 COMMAND = 'command = ["uvicorn", "--fd", "{fd}", "app:app"]\nbind = "0.0.0.0:8080"\n'
 
 
@@ -128,6 +135,10 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((app.probation, app.probation_deaths, app.probation_errors), (5.0, 1, 3))
         self.assertEqual((app.migrate, app.command, app.shared, app.user, app.nice), ((), (), (), None, 10))
         self.assertEqual((app.served, config.server.min_free), (False, None))
+        self.assertEqual((app.poll, app.tag), (300.0, None))
+        server = config.server
+        self.assertEqual((server.max_builds, server.history, server.history_rows), (None, 90 * 86_400.0, 10_000))
+        self.assertEqual((config.hooks[0].token, config.hooks[0].api), (None, None))
 
     def test_the_defaults_of_the_file_are_those_of_the_words(self) -> None:
         """Without a file there are no others; with one the tables have theirs."""
@@ -137,7 +148,7 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((config.apps["blog"], config.server), (plain, ServerConfig()))
 
     def test_everything_that_is_available_is_understood(self) -> None:
-        later = ("trusted_proxies", "paths", "poll")
+        later = ("trusted_proxies", "paths")
         text = "\n".join(line for line in EVERYTHING.splitlines() if not line.startswith(later))
         config = parse(text.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
         app = config.apps["blog"]
@@ -152,6 +163,12 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((app.migrate, app.served), ((migrate,), True))
         self.assertEqual((app.shared, app.user, app.nice), (("media", "db.sqlite3"), "blog", 10))
         self.assertEqual(config.server.min_free, 104_857_600)
+        server = config.server
+        self.assertEqual((server.max_builds, server.history, server.history_rows), (4, 30 * 86_400.0, 5000))
+        self.assertEqual((app.poll, app.tag), (300.0, None))
+        [hook] = config.hooks
+        self.assertEqual(hook.token and (hook.token.file, hook.token.where), (BASE / "github.token", HOOK_TOKEN))
+        self.assertEqual(hook.api, "https://github.example.com/api/v3")
 
     def test_what_is_configured_of_probation_and_niceness_counts(self) -> None:
         lines = 'probation = "90s"\nprobation_deaths = 0\nprobation_errors = 50\nnice = 0\nuser = "www"\n'
@@ -160,6 +177,29 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((app.nice, app.user, app.shared), (0, "www", ("media/", "var/db.sqlite3")))
         self.assertEqual(parse(with_app('probation = "0s"'), BASE).apps["blog"].probation, 0.0)
         self.assertEqual(parse(with_server("min_free = 0"), BASE).server.min_free, 0)
+
+    def test_the_remote_is_looked_at_as_often_as_is_configured_or_never(self) -> None:
+        for written, seconds in {"0": 0.0, "0s": 0.0, "0d": 0.0, "5s": 5.0, "5000ms": 5.0, "1h": 3600.0}.items():
+            self.assertEqual(parse(with_app(f'poll = "{written}"'), BASE).apps["blog"].poll, seconds, written)
+
+    def test_tags_may_be_deployed_instead_of_a_branch(self) -> None:
+        for pattern in ("v*", "v[0-9]*", "release/*", "v?.?", "*", "v[!a]", "ü*", "v1.2.3"):
+            app = parse(with_app(f'tag = "{pattern}"'), BASE).apps["blog"]
+            self.assertEqual((app.tag, app.branch), (pattern, None))
+
+    def test_a_hook_may_have_a_token_from_each_source_of_secrets(self) -> None:
+        for written, key, value in (
+            ('{ file = "t" }', "file", BASE / "t"),
+            ('{ env = "T" }', "env", "T"),
+            ('{ credential = "t" }', "credential", "t"),
+        ):
+            [hook] = parse(with_hook(f"token = {written}"), BASE).hooks
+            self.assertEqual((getattr(hook.token, key), hook.token and hook.token.where), (value, HOOK_TOKEN))
+
+    def test_the_api_of_a_forge_is_an_address_without_a_slash_at_the_end(self) -> None:
+        for written in ("https://github.example.com/api/v3/", "http://127.0.0.1:8081", "http://[::1]:1", "https://x"):
+            [hook] = parse(with_hook(f'token = {{ env = "T" }}\napi = "{written}"'), BASE).hooks
+            self.assertEqual(hook.api, written.rstrip("/"))
 
     def test_a_command_is_split_into_words_and_is_a_server(self) -> None:
         words = ("uvicorn", "--fd", "{fd}", "app:app")
@@ -188,12 +228,11 @@ class MeaningTests(SynchronousTestCase):
                 "server.trusted_proxies",
                 "dashboard.listen",
                 "apps.blog.paths",
-                "apps.blog.poll",
             },
         )
 
     def test_keys_for_later_that_ask_for_nothing_are_good(self) -> None:
-        nothing = 'poll = "0"\npaths = []\n'
+        nothing = "paths = []\n"
         parse(with_server("trusted_proxies = []").replace("[hooks", "[dashboard]\nlisten = []\n[hooks") + nothing, BASE)
 
     def test_an_app_with_a_secret_of_its_own_gets_a_hook_of_its_own(self) -> None:
@@ -244,7 +283,8 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual(parse(with_app('build = "auto"'), BASE).apps["blog"].build, "auto")
 
     def test_durations_are_seconds(self) -> None:
-        for text, seconds in {"500ms": 0.5, "30s": 30.0, "5m": 300.0, "2h": 7200.0, "0s": 0.0, "0": 0.0}.items():
+        durations = {"500ms": 0.5, "30s": 30.0, "5m": 300.0, "2h": 7200.0, "1d": 86_400.0, "0s": 0.0, "0": 0.0}
+        for text, seconds in durations.items():
             self.assertEqual(parse(with_app(f'drain = "{text}"'), BASE).apps["blog"].drain, seconds)
 
     def test_relative_paths_are_relative_to_the_file(self) -> None:
@@ -301,7 +341,7 @@ class FaultTests(SynchronousTestCase):
             hook = "githu"
             workers = "two"
             worker = 2
-            poll = "5m"
+            paths = ["blog/**"]
             """
         )
         self.assertEqual(
@@ -317,7 +357,7 @@ class FaultTests(SynchronousTestCase):
                 'e.g. repository = "https://github.com/acme/blog.git"',
                 "apps.blog.workers": 'must be an integer, not "two"',
                 "apps.blog.worker": "unknown key; did you mean workers?",
-                "apps.blog.poll": "is not available yet",
+                "apps.blog.paths": "is not available yet",
             },
         )
 
@@ -351,7 +391,15 @@ class FaultTests(SynchronousTestCase):
             ('env = { A = "\\u0000" }', "env.A", "NUL"),
             ("env_file = 5", "env_file", "must be a path"),
             ('env_file = "~/x"', "env_file", '"~" is not expanded'),
-            ('drain = "1d"', "drain", '"30s"'),
+            ('drain = "1w"', "drain", '"30s"'),
+            ('drain = "d"', "drain", '"90d"'),
+            ('poll = "4999ms"', "poll", 'must be 5s or more, or "0" for never'),
+            ('poll = "1s"', "poll", "must be 5s or more"),
+            ("poll = 300", "poll", "not a bare number"),
+            ("poll = false", "poll", "must be a duration"),
+            ('pol = "5m"', "pol", "did you mean poll?"),
+            ("tag = true", "tag", "must be a string, not true"),
+            ('tags = "v*"', "tags", "did you mean tag?"),
             ("drain = 30", "drain", "not a bare number"),
             ('drain = "9999999999999h"', "drain", "must be a duration"),
             ('health_timeout = "0s"', "health_timeout", "must be longer than 0"),
@@ -436,6 +484,20 @@ class FaultTests(SynchronousTestCase):
         ):
             self.assertIn(words, faults_of(with_server(line))["server.min_free"])
 
+    def test_what_the_journal_keeps_and_how_many_build_at_once_are_checked(self) -> None:
+        for line, key, words in (
+            ("max_builds = 0", "max_builds", "must be 1 or more, not 0"),
+            ('max_builds = "2"', "max_builds", 'must be an integer, not "2"'),
+            ('history = "0d"', "history", "must be longer than 0"),
+            ("history = 90", "history", "not a bare number"),
+            ("history_rows = 99", "history_rows", "must be 100 or more, not 99"),
+            ("history_rows = 1.5", "history_rows", "must be an integer, not 1.5"),
+            ("max_build = 2", "max_build", "did you mean max_builds?"),
+            ("history_row = 200", "history_row", "did you mean history_rows?"),
+        ):
+            found = faults_of(with_server(line))
+            self.assertIn(words, found[f"server.{key}"], line)
+
     def test_a_bind_that_is_no_address_is_refused(self) -> None:
         for good in ("0.0.0.0:80", "localhost:8080", "[::1]:8080", "unix:/run/x.sock", "my-host.example:1"):
             self.assertEqual(parse(with_app(f'bind = "{good}"'), BASE).apps["blog"].bind, good)
@@ -496,7 +558,6 @@ class FaultTests(SynchronousTestCase):
     def test_hooks_are_checked(self) -> None:
         for line, path, words in (
             ('forge = "svn"', "hooks.github.forge", '"standard", not "svn"'),
-            ('forge = "gitlab"', "hooks.github.forge", "is not available yet"),
             ('path = "github"', "hooks.github.path", "must be a path"),
             ('path = "/a/"', "hooks.github.path", "must be a path"),
             ('path = "/a/../b"', "hooks.github.path", "must be a path"),
@@ -511,6 +572,19 @@ class FaultTests(SynchronousTestCase):
                 "the path of hooks.github",
             ),
             ("[hooks.two]", "hooks.two.secrets", "is missing"),
+            ('token = "in plain sight"', HOOK_TOKEN, "{ file = "),
+            ('token = [{ env = "A" }]', HOOK_TOKEN, "{ file = "),
+            ("token = {}", HOOK_TOKEN, "exactly one"),
+            ('token = { env = "A", file = "b" }', HOOK_TOKEN, "exactly one"),
+            ('token = { fil = "a" }', f"{HOOK_TOKEN}.fil", "did you mean file?"),
+            ('tokn = { env = "A" }', "hooks.github.tokn", "did you mean token?"),
+            ('api = "github.example.com"', "hooks.github.api", "must be an address such as"),
+            ('api = "ftp://github.example.com"', "hooks.github.api", "must be an address such as"),
+            ('api = "http://github.example.com"', "hooks.github.api", "must be https://"),
+            ('api = "http://127.0.0.1.example.com"', "hooks.github.api", "must be https://"),
+            ('api = "https://x/?a=b"', "hooks.github.api", "no ? and no #"),
+            ('api = "https://x:y"', "hooks.github.api", "is not a valid URL"),
+            ("api = 5", "hooks.github.api", "must be a string"),
         ):
             found = faults_of(with_hook(line))
             self.assertIn(path, found, line)
@@ -543,6 +617,19 @@ class FaultTests(SynchronousTestCase):
         self.assertIn("apps.blog.path", faults_of(with_app('path = "/srv/blog"')))
         self.assertIn("apps.blog.update", faults_of(with_app('update = "reset"')))
         self.assertIn("apps.blog.path", faults_of(with_app('mode = "in-place"')))
+
+    def test_tags_are_for_releases_and_not_beside_a_branch(self) -> None:
+        self.assertIn("a branch or tags", faults_of(with_app('tag = "v*"\nbranch = "main"'))["apps.blog.tag"])
+        in_place = SMALLEST.replace('repository = "https://github.com/acme/blog.git"', 'mode = "in-place"\npath = "x"')
+        self.assertIn('mode = "release" only', faults_of(f'{in_place}tag = "v*"')["apps.blog.tag"])
+
+    def test_only_github_is_asked_for_what_has_failed(self) -> None:
+        found = {
+            fault.path: fault.message
+            for fault in read(with_hook('forge = "gitea"\ntoken = { env = "T" }\napi = "https://x"'), BASE).faults
+        }
+        for key in ("token", "api"):
+            self.assertEqual(found[f"hooks.github.{key}"], 'is for forge = "github" only')
 
     def test_a_file_without_apps_is_refused(self) -> None:
         self.assertEqual(faults_of('state = "x"'), {"apps": "is missing: at least one [apps.<name>]"})
@@ -646,6 +733,38 @@ class RepositoryTests(SynchronousTestCase):
             return
         subprocess.run(["git", "check-ref-format", f"refs/heads/{name}"], check=True)
 
+    def test_a_pattern_that_no_tag_could_match_is_refused(self) -> None:
+        for pattern in (
+            "v *",
+            "v~",
+            "v^*",
+            "v:*",
+            "a..b",
+            "*.lock",
+            "a/",
+            "/a",
+            "a//b",
+            "a/.b",
+            "v*.",
+            "-v",
+            "@{",
+            "",
+        ):
+            self.assertIn("apps.blog.tag", faults_of(with_app(f'tag = "{pattern}"')), pattern)
+        for pattern in ("v\\\\*", "v\\u0000", "v\\n", "v[", "v[0-9", "[]", "[!]", "v[^0]", "[a/b]", "v[[:digit:]]"):
+            self.assertIn("apps.blog.tag", faults_of(with_app(f'tag = "{pattern}"')), pattern)
+        self.assertIn('"v*"', faults_of(with_app('tag = "refs/tags/v*"'))["apps.blog.tag"])
+
+    @given(st.text(alphabet=st.sampled_from("aB.-/@{~^:\\ \x01lock"), max_size=12))
+    def test_a_plain_name_is_a_pattern_if_git_would_make_such_a_tag(self, name: str) -> None:
+        made = subprocess.run(["git", "check-ref-format", f"refs/tags/{name}"], check=False).returncode == 0
+        try:
+            configvalues.tag(name)
+        except ValueError:
+            self.assertTrue(not made or name.startswith(("-", "refs/")), name)
+        else:
+            self.assertTrue(made, name)
+
 
 class SharedPathTests(SynchronousTestCase):
     """What a release has in common with others stays inside it."""
@@ -706,6 +825,13 @@ class SecrecyTests(SynchronousTestCase):
             SMALLEST.replace('[{ file = "hook.secret" }]', '["canary"]'),
             SMALLEST.replace('[{ file = "hook.secret" }]', '[{ value = "canary" }]'),
             SMALLEST.replace('hook = "github"', 'secret = "canary"'),
+            with_hook('token = "canary"'),
+            with_hook('token = ["canary"]'),
+            with_hook('token = { value = "canary" }'),
+            with_hook('token = { credential = ["canary"] }'),
+            with_hook('api = "https://canary@github.example.com"'),
+            with_hook('api = "https://x/?token=canary"'),
+            with_hook('api = "http://github.example.com/canary"'),
             with_app('env = "canary"'),
             with_app('env = { A = ["canary"] }'),
             with_app('build = ["curl -H \'canary"]'),
@@ -739,6 +865,7 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertEqual((app.path, app.mode, app.update), (Path("/srv/My Blog"), "in-place", "rebase"))
         self.assertEqual((app.names, app.build, app.wsgi, app.bind, app.branch), ((), (), None, "127.0.0.1:8080", None))
         self.assertEqual((app.probation, app.migrate, app.user, app.nice), (5.0, (), None, 10))
+        self.assertEqual((app.poll, app.tag, config.server), (300.0, None, ServerConfig()))
         literal = config.hooks[0].secrets[0].literal
         self.assertEqual(literal and literal.get_secret_value(), b"canary")
         self.assertNotIn("canary", repr(config))
@@ -816,19 +943,23 @@ class DocumentationTests(SynchronousTestCase):
         self.assertEqual(self.documented("apps.<name>"), set(AppTable.model_fields) - {"secret"})
 
     def test_the_defaults_are_as_documented(self) -> None:
-        app = parse(SMALLEST, BASE).apps["blog"]
-        for row in re.findall(r"^\| `([a-z_]+)` \|.*\| `?\"?([0-9]+)(s|m|)\"?`? \|$", DOCUMENTATION, re.MULTILINE):
-            key, number, unit = row
-            if key != "max_body":
-                self.assertEqual(getattr(app, key), int(number) * {"": 1, "s": 1, "m": 60}[unit], key)
+        config = parse(SMALLEST, BASE)
+        rows = re.findall(r"^\| `([a-z_]+)` \|.*\| `?\"?([0-9]+)([smd]?)\"?`? \|$", DOCUMENTATION, re.MULTILINE)
+        self.assertGreater(len(rows), 10)
+        for key, number, unit in rows:
+            table = config.server if hasattr(config.server, key) else config.apps["blog"]
+            self.assertEqual(getattr(table, key), int(number) * {"": 1, "s": 1, "m": 60, "d": 86_400}[unit], key)
 
     def test_every_example_is_good(self) -> None:
         examples = re.findall("```toml\n(.*?)```", DOCUMENTATION, re.DOTALL)
         self.assertGreater(len(examples), 3)
         for example in examples:
-            whole = example if "[apps." in example else with_app(example)
-            whole = whole if "state =" in whole else SMALLEST.partition("[apps")[0] + whole
-            parse(whole, BASE)
+            head, heading, rest = SMALLEST.partition("[apps.blog]")
+            if "[hooks." in example and "[apps." not in example:
+                whole = f'state = "state"\n{example}{heading}{rest}'
+            else:
+                whole = example if "[apps." in example else with_app(example)
+            parse(whole if "state =" in whole else head + whole, BASE)
 
 
 ANYTHING = st.text(alphabet=st.characters())  # lone surrogates too
@@ -870,6 +1001,12 @@ KNOWN_KEYS = st.sampled_from(
         "drain",
         "keep",
         "poll",
+        "tag",
+        "token",
+        "api",
+        "max_builds",
+        "history",
+        "history_rows",
         "command",
         "migrate",
         "shared",

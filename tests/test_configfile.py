@@ -195,6 +195,17 @@ def test_secrets_come_from_files_variables_and_credentials(place: Path) -> None:
     assert settings.hooks[0].secrets == (SECRET.encode(), b"from a variable\n", b"from a credential")
 
 
+def test_a_secret_that_could_sign_nothing_stops_the_start(place: Path) -> None:
+    """Standard Webhooks and GitLab's signing tokens carry a key in base64."""
+    for forge, secret in (("standard", f"whsec_{SECRET}"), ("gitlab", "whsec_"), ("standard", "no key")):
+        (place / "hook.secret").write_text(secret)
+        found = faults_of(place, RELEASE.replace("[hooks.github]\n", f'[hooks.github]\nforge = "{forge}"\n'))
+        assert "no signing secret" in found["hooks.github.secrets[0]"]
+    (place / "hook.secret").unlink()
+    found = faults_of(place, RELEASE.replace("[hooks.github]\n", '[hooks.github]\nforge = "standard"\n'))
+    assert "no signing secret" not in found["hooks.github.secrets[0]"]
+
+
 def test_a_short_secret_warns_and_is_not_shown(place: Path) -> None:
     """T07."""
     (place / "hook.secret").write_text("canary")
@@ -208,6 +219,84 @@ def test_the_secret_of_an_app_makes_a_hook(place: Path) -> None:
     settings = loaded(place, RELEASE.replace('hook = "github"', 'secret = { file = "hook.secret" }'))
     assert [hook.path for hook in settings.hooks] == ["/hooks/github", "/hooks/blog"]
     assert settings.warnings == ("hooks.github: no app uses it",)
+
+
+# --- tokens
+
+TOKEN = "canary-token-of-the-forge"
+WITH_TOKEN = RELEASE.replace("[apps.blog]", 'token = { file = "github.token" }\n[apps.blog]')
+
+
+@pytest.fixture
+def token(place: Path) -> Path:
+    """A file with a token that only we can read."""
+    file = place / "github.token"
+    file.touch(mode=0o600)
+    file.write_text(f" {TOKEN}\n")
+    return file
+
+
+def test_a_token_is_known_by_the_name_of_its_hook_and_shown_by_nothing(place: Path, token: Path) -> None:
+    settings = loaded(place, f'{WITH_TOKEN}\n[hooks.other]\nsecrets = [{{ file = "hook.secret" }}]\n')
+    assert settings.tokens == {"github": TOKEN}
+    assert set(settings.redact) == {SECRET, TOKEN}
+    assert TOKEN not in repr(settings)
+    assert settings.warnings == ("hooks.other: no app uses it",)
+    assert loaded(place, RELEASE).tokens == {}
+
+
+def test_a_token_comes_from_a_variable_or_a_credential_too(place: Path) -> None:
+    (place / "github").write_text(f"{TOKEN}\r\n")
+    for source in ('{ env = "GITHUB_TOKEN" }', '{ credential = "github" }'):
+        environ = {**ENVIRON, "GITHUB_TOKEN": f"{TOKEN}\n", "CREDENTIALS_DIRECTORY": str(place)}
+        text = WITH_TOKEN.replace('{ file = "github.token" }', source)
+        assert loaded(place, text, environ).tokens == {"github": TOKEN}
+
+
+def test_a_token_that_others_can_read_is_refused(place: Path, token: Path) -> None:
+    """T45."""
+    for mode in (0o644, 0o640, 0o604, 0o620):
+        token.chmod(mode)
+        assert f"chmod 600 {token}" in faults_of(place, WITH_TOKEN)["hooks.github.token"]
+
+
+def test_a_token_that_cannot_be_had_stops_the_start(place: Path, token: Path) -> None:
+    for source, words in {
+        '{ file = "nowhere" }': "cannot be read: No such file",
+        '{ file = "." }': "Is a directory",
+        '{ env = "UNSET" }': "UNSET is not set",
+        '{ env = "EMPTY" }': "is empty: remove this key",
+        '{ credential = "x" }': "LoadCredential=",
+    }.items():
+        text = WITH_TOKEN.replace('{ file = "github.token" }', source)
+        assert words in faults_of(place, text, {**ENVIRON, "EMPTY": ""})["hooks.github.token"], source
+
+
+@pytest.mark.parametrize(
+    "content", [b"canary two", b"canary\nX-Header: x", b"canar\xff", b"canary\x00", b" \n", b"\xc3\xbc"]
+)
+def test_a_token_is_one_word_as_it_becomes_part_of_a_header(place: Path, token: Path, content: bytes) -> None:
+    token.write_bytes(content)
+    message = faults_of(place, WITH_TOKEN)["hooks.github.token"]
+    assert "is no token" in message
+    assert "canar" not in message
+
+
+def test_an_address_at_which_nothing_can_be_asked_warns(place: Path) -> None:
+    text = RELEASE.replace("[apps.blog]", 'api = "https://github.example.com/api/v3"\n[apps.blog]')
+    (warning,) = loaded(place, text).warnings
+    assert warning == "hooks.github.api: nothing is asked there without a token"
+
+
+def test_a_journal_that_forgets_before_a_forge_stops_repeating_warns(place: Path) -> None:
+    (warning,) = loaded(place, RELEASE.replace("[hooks", '[server]\nhistory = "71h"\n[hooks')).warnings
+    assert warning.startswith("server.history: a forge may deliver a push again for three days")
+    assert loaded(place, RELEASE.replace("[hooks", '[server]\nhistory = "3d"\n[hooks')).warnings == ()
+
+
+def test_a_pattern_of_tags_reaches_the_hook(place: Path) -> None:
+    [subscription] = loaded(place, f'{RELEASE}tag = "v*"\n').hooks[0].subscriptions
+    assert (subscription.ref, subscription.tag) == (None, "v*")
 
 
 # --- what must not be shown
@@ -396,6 +485,7 @@ def test_the_environment_is_enough(clone: Path, monkeypatch: pytest.MonkeyPatch)
     assert settings.config.state == clone.parent / ".hookdeploy-blog"
     assert (settings.hooks[0].path, settings.hooks[0].secrets) == ("/github", (SECRET.encode(),))
     assert (settings.source, settings.redact) == (None, (SECRET,))
+    assert (app.poll, dict(settings.tokens)) == (300.0, {})
     assert SECRET not in repr(settings)
 
 

@@ -19,7 +19,16 @@ from pydantic import SecretBytes
 
 from twisted_hook import addresses, configschema, configvalues
 from twisted_hook.configrules import broken_rules, tables
-from twisted_hook.configschema import AppTable, Fault, FileTable, HookTable, SecretTable, StepTable, key_path
+from twisted_hook.configschema import (
+    AppTable,
+    Fault,
+    FileTable,
+    HookTable,
+    SecretTable,
+    ServerTable,
+    StepTable,
+    key_path,
+)
 
 __all__ = [
     "AppConfig",
@@ -70,11 +79,17 @@ class ServerConfig:
     """Bytes."""
     min_free: int | None = None
     """Bytes that must be free on the disk of the state directory before a deployment begins; None is a small part."""
+    max_builds: int | None = None
+    """How many builds may run at a time; None is one for each core."""
+    history: float = 90 * 86_400.0
+    """Seconds for which the journal keeps what has ended."""
+    history_rows: int = 10_000
+    """How many deliveries, and how many deployments, the journal keeps at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecretSource:
-    """Where a hook's secret is to be found: exactly one of the four."""
+    """Where a secret, or a token, is to be found: exactly one of the four."""
 
     file: Path | None = None
     env: str | None = None
@@ -94,6 +109,10 @@ class HookConfig:
     forge: str
     secrets: tuple[SecretSource, ...]
     allow_sha1: bool = False
+    token: SecretSource | None = None
+    """For the forge's API, to ask for failed deliveries again; only GitHub's."""
+    api: str | None = None
+    """Where that API is, e.g. ``https://github.example.com/api/v3``; None is known by the repository's host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +138,10 @@ class AppConfig:
     names: tuple[str, ...] = ()
     """What deliveries may call the repository; none means any name."""
     branch: str | None = None
+    tag: str | None = None
+    """A pattern: the newest tag that matches is deployed, instead of a branch."""
+    poll: float = 300.0
+    """Seconds between two looks at the remote; 0 turns them off."""
     mode: Literal["release", "in-place"] = "release"
     path: Path | None = None
     """The clone, in place."""
@@ -193,6 +216,8 @@ class Mentions:
 
     state: Mention | None = None
     secrets: tuple[SecretSource, ...] = ()
+    tokens: tuple[SecretSource, ...] = ()
+    """Those with which forges are asked; of the same sources as secrets."""
     env_files: tuple[Mention, ...] = ()
     clones: tuple[Mention, ...] = ()
     accounts: tuple[NamedAccount, ...] = ()
@@ -269,16 +294,29 @@ def _syntax_fault(text: str, said: str) -> Fault:
 def _config(file: FileTable) -> Config:
     hooks = [_hook(name, table) for name, table in file.hooks.items()]
     hooks += [_own_hook(name, table.secret) for name, table in file.apps.items() if table.secret is not None]
-    server = ServerConfig(tuple(file.server.listen), file.server.public_url, file.server.max_body, file.server.min_free)
     apps = {name: _app(name, table) for name, table in file.apps.items()}
-    return Config(file.state, server, tuple(hooks), MappingProxyType(apps))
+    return Config(file.state, _server(file.server), tuple(hooks), MappingProxyType(apps))
+
+
+def _server(table: ServerTable) -> ServerConfig:
+    return ServerConfig(
+        listen=tuple(table.listen),
+        public_url=table.public_url,
+        max_body=table.max_body,
+        min_free=table.min_free,
+        max_builds=table.max_builds,
+        history=table.history,
+        history_rows=table.history_rows,
+    )
 
 
 def _hook(name: str, table: HookTable) -> HookConfig:
     sources = (
         _source(secret, key_path(("hooks", name, "secrets", place))) for place, secret in enumerate(table.secrets)
     )
-    return HookConfig(name, table.path or f"/hooks/{name}", table.forge, tuple(sources), table.allow_sha1)
+    token = None if table.token is None else _source(table.token, key_path(("hooks", name, "token")))
+    path = table.path or f"/hooks/{name}"
+    return HookConfig(name, path, table.forge, tuple(sources), table.allow_sha1, token, table.api)
 
 
 def _own_hook(app: str, secret: SecretTable) -> HookConfig:
@@ -297,6 +335,8 @@ def _app(name: str, table: AppTable) -> AppConfig:
         repository=table.repository,
         names=tuple(table.names or default_names),
         branch=table.branch,
+        tag=table.tag,
+        poll=table.poll,
         mode=table.mode,
         path=table.path,
         update=table.update or "rebase",
@@ -357,20 +397,27 @@ def _mentions(raw: Mapping[str, object], base: Path) -> Mentions:
             accounts.append(NamedAccount(key_path(("apps", app, "user")), user))
     return Mentions(
         state=Mention("state", state) if state else None,
-        secrets=tuple(_secret_mentions(raw, base)),
+        secrets=tuple(_sources(_secrets_written(raw), base)),
+        tokens=tuple(_sources(_tokens_written(raw), base)),
         env_files=tuple(env_files),
         clones=tuple(clones),
         accounts=tuple(accounts),
     )
 
 
-def _secret_mentions(raw: Mapping[str, object], base: Path) -> Iterator[SecretSource]:
-    written: list[tuple[str, object]] = []
+def _secrets_written(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
     for hook, table in tables(raw, "hooks"):
         secrets = table.get("secrets")
         for place, secret in enumerate(secrets if isinstance(secrets, list) else ()):
-            written.append((key_path(("hooks", hook, "secrets", place)), secret))
-    written += [(key_path(("apps", app, "secret")), table.get("secret")) for app, table in tables(raw, "apps")]
+            yield key_path(("hooks", hook, "secrets", place)), secret
+    yield from ((key_path(("apps", app, "secret")), table.get("secret")) for app, table in tables(raw, "apps"))
+
+
+def _tokens_written(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
+    return ((key_path(("hooks", hook, "token")), table.get("token")) for hook, table in tables(raw, "hooks"))
+
+
+def _sources(written: Iterable[tuple[str, object]], base: Path) -> Iterator[SecretSource]:
     for where, secret in written:
         if source := _attempt(SecretTable.model_validate, secret, context=base):
             yield _source(source, where)

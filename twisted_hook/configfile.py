@@ -27,6 +27,7 @@ from twisted_hook.config import (
 )
 from twisted_hook.configschema import key_path
 from twisted_hook.configvalues import looks_like_shell, name_of
+from twisted_hook.forges import flaw
 from twisted_hook.hooks import Hook, Subscription
 from twisted_hook.localgit import LocalClone
 from twisted_hook.survey import PASSABLE, Survey, check_state, content, read_env_file
@@ -37,6 +38,8 @@ DEFAULT_NAME = "hookdeploy.toml"
 _STATE_DIRECTORIES = ("mirrors", "apps", "logs")
 SHORTEST_REDACTED = 8
 """Characters: shorter values of variables are no secrets, and would be masked all over the place."""
+REPEATS = 3 * 86_400.0
+"""Seconds for which GitHub lets one ask for a delivery again; no other forge is known to repeat one for longer."""
 _TELLING_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "KEY", "CREDENTIAL")
 
 
@@ -46,6 +49,8 @@ class Settings:
 
     config: Config
     hooks: tuple[Hook, ...]
+    tokens: Mapping[str, str] = field(repr=False)
+    """With which a forge's API is asked, by the name of the hook that has one."""
     redact: tuple[str, ...] = field(repr=False)
     """Values that no sink may show."""
     warnings: tuple[str, ...]
@@ -65,12 +70,16 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     reading = read_environment(environ, Path.cwd()) if path is None else _read_file(path, name)
     survey = Survey(environ)
     survey.look(reading.mentions)
-    if reading.config is None or survey.faults:
-        raise ConfigError((*reading.faults, *survey.faults), name)
+    faults = (*reading.faults, *survey.faults, *_useless_secrets(reading.config, survey.secrets))
+    if reading.config is None or faults:
+        raise ConfigError(faults, name)
     config = _completed(reading.config, survey.clones, without_file=path is None)
     return Settings(
         config=config,
         hooks=tuple(_hooks(config, survey.secrets)),
+        tokens=MappingProxyType(
+            {hook.name: survey.tokens[hook.token.where] for hook in config.hooks if hook.token is not None}
+        ),
         redact=_to_redact(config, survey),
         warnings=(*survey.warnings, *_warnings(config, path), *(_unread(config, environ) if found else ())),
         source=path and path.absolute(),
@@ -122,19 +131,27 @@ def _hooks(config: Config, secrets: Mapping[str, bytes]) -> Iterator[Hook]:
         )
 
 
+def _useless_secrets(config: Config | None, secrets: Mapping[str, bytes]) -> Iterator[Fault]:
+    for hook in config.hooks if config else ():
+        for source in hook.secrets:
+            secret = secrets.get(source.where)
+            if secret is not None and (problem := flaw(hook.forge, secret)):
+                yield Fault(source.where, problem)
+
+
 def _apps_of(config: Config, hook: HookConfig) -> list[AppConfig]:
     return [app for app in config.apps.values() if app.hook == hook.name]
 
 
 def _subscription(app: AppConfig) -> Subscription:
-    return Subscription(app.name, app.names, f"refs/heads/{app.branch}" if app.branch else None)
+    return Subscription(app.name, app.names, f"refs/heads/{app.branch}" if app.branch else None, app.tag)
 
 
 # --- what no sink may show
 
 
 def _to_redact(config: Config, survey: Survey) -> tuple[str, ...]:
-    secrets = [secret.decode("utf-8", "replace") for secret in survey.secrets.values()]
+    secrets = [secret.decode("utf-8", "replace") for secret in survey.secrets.values()] + [*survey.tokens.values()]
     passwords = [clone.password for clone in survey.clones.values() if clone.password]
     values = [*survey.env_values, *_telling_values(config), *passwords]
     return tuple(dict.fromkeys((*secrets, *(value for value in values if len(value) >= SHORTEST_REDACTED))))
@@ -166,9 +183,12 @@ def _unread(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _warnings(config: Config, path: Path | None) -> Iterator[str]:
-    for hook in config.hooks:
-        if not _apps_of(config, hook):
-            yield f"hooks.{hook.name}: no app uses it"
+    if config.server.history < REPEATS:
+        yield (
+            "server.history: a forge may deliver a push again for three days, and what the journal has let go of by "
+            'then is deployed again; take "3d" or more'
+        )
+    yield from _warnings_of_hooks(config)
     for app in config.apps.values():
         if app.repository and app.repository.startswith("/") and not Path(app.repository).exists():
             yield (
@@ -185,6 +205,14 @@ def _warnings(config: Config, path: Path | None) -> Iterator[str]:
             yield f'apps.{app.name}.command: "{word}" means nothing here, as a server runs without a shell'
     if path is not None and any(_telling_values(config)) and path.stat().st_mode & 0o044:
         yield f"{path} holds secrets (env) and can be read by others: chmod 600 {path}"
+
+
+def _warnings_of_hooks(config: Config) -> Iterator[str]:
+    for hook in config.hooks:
+        if hook.api and not hook.token:
+            yield f"hooks.{hook.name}.api: nothing is asked there without a token"
+        if not _apps_of(config, hook):
+            yield f"hooks.{hook.name}: no app uses it"
 
 
 # --- the state directory

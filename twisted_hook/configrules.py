@@ -13,18 +13,13 @@ from types import MappingProxyType
 from twisted_hook import addresses, configvalues
 from twisted_hook.configschema import Fault, key_path
 
-NEVER = ("0", "0ms", "0s", "0m", "0h")
-
 # Keys that the interface promises and this version does not serve yet: where, and which values ask for nothing.
 # A capability that arrives deletes its line.
 NOT_AVAILABLE_YET: Mapping[tuple[str, ...], tuple[object, ...]] = MappingProxyType(
     {
         ("server", "trusted_proxies"): ([],),
         ("dashboard", "listen"): ([],),
-        ("hooks", "*", "forge"): ("github",),
-        ("apps", "*", "tag"): (),
         ("apps", "*", "paths"): ([],),
-        ("apps", "*", "poll"): NEVER,
     }
 )
 
@@ -100,6 +95,23 @@ def _modes_have_what_they_need(raw: Mapping[str, object]) -> Iterator[Fault]:
                 key_path(("apps", app, "user")),
                 'is for mode = "release" only: git works in the clone as we do; run hookdeploy itself as that user',
             )
+
+
+def _tags_are_for_releases(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for app, table in tables(raw, "apps"):
+        if "tag" not in table:
+            continue
+        if "branch" in table:
+            yield Fault(key_path(("apps", app, "tag")), "an app follows a branch or tags: remove one")
+        if table.get("mode") == "in-place":
+            yield Fault(key_path(("apps", app, "tag")), 'is for mode = "release" only: a clone is on a branch')
+
+
+def _only_github_is_asked(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for hook, table in tables(raw, "hooks"):
+        for key in ("token", "api"):
+            if key in table and table.get("forge", "github") != "github":
+                yield Fault(key_path(("hooks", hook, key)), 'is for forge = "github" only')
 
 
 def _servers_are_of_one_kind(raw: Mapping[str, object]) -> Iterator[Fault]:
@@ -183,6 +195,8 @@ _RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
     _hook_paths_differ,
     _apps_are_reached,
     _modes_have_what_they_need,
+    _tags_are_for_releases,
+    _only_github_is_asked,
     _servers_are_of_one_kind,
     _shared_paths_lie_apart,
     _clones_differ,

@@ -61,6 +61,7 @@ Variable = Annotated[str, AfterValidator(values.variable)]
 Environment = dict[Annotated[str, AfterValidator(values.declared_variable)], Text]
 Duration = Annotated[float, BeforeValidator(values.duration)]
 Limit = Annotated[float, BeforeValidator(values.limit)]
+Poll = Annotated[float, BeforeValidator(values.poll)]
 
 
 def _file(value: object, info: ValidationInfo) -> Path:
@@ -129,6 +130,9 @@ class ServerTable(Table):
     trusted_proxies: list[Annotated[str, AfterValidator(values.network)]] = []
     max_body: Annotated[int, Field(ge=1)] = 26_214_400
     min_free: Annotated[int, Field(ge=0)] | None = None
+    max_builds: Annotated[int, Field(ge=1)] | None = None
+    history: Limit = 90 * 86_400.0
+    history_rows: Annotated[int, Field(ge=100)] = 10_000
 
 
 class DashboardTable(Table):
@@ -140,6 +144,8 @@ class HookTable(Table):
     path: Annotated[str, AfterValidator(values.hook_path)] | None = None
     secrets: Annotated[list[SecretTable], Field(min_length=1)]
     allow_sha1: bool = False
+    token: SecretTable | None = None
+    api: Annotated[str, AfterValidator(values.api)] | None = None
 
 
 class AppTable(Table):
@@ -148,9 +154,9 @@ class AppTable(Table):
     repository: Annotated[str, _placed(values.repository)] | None = None
     names: Annotated[list[Annotated[str, AfterValidator(values.repository_name)]], Field(min_length=1)] | None = None
     branch: Annotated[str, AfterValidator(values.branch)] | None = None
-    tag: Line | None = None
+    tag: Annotated[str, AfterValidator(values.tag)] | None = None
     paths: list[Line] = []
-    poll: Duration = 0.0
+    poll: Poll = 300.0
     mode: Literal["release", "in-place"] = "release"
     path: File | None = None
     update: Literal["rebase", "ff-only", "reset"] | None = None
@@ -210,7 +216,7 @@ _MISSING = {
     "secrets": 'e.g. secrets = [{ file = "hook.secret" }]',
     "run": "the command of the step",
 }
-_MAY_HOLD_SECRETS = frozenset({"secret", "secrets", "env", "repository", "build", "migrate"})
+_MAY_HOLD_SECRETS = frozenset({"secret", "secrets", "token", "api", "env", "repository", "build", "migrate"})
 
 
 def key_path(keys: tuple[str | int, ...]) -> str:
@@ -294,7 +300,7 @@ def _table_of(keys: tuple[str | int, ...]) -> type[Table] | None:  # noqa: PLR09
             return AppTable
         case (*_, "build" | "migrate", int()):
             return StepTable
-        case (*_, "secrets", int()) | (*_, "secret"):
+        case (*_, "secrets", int()) | (*_, "secret" | "token"):
             return SecretTable
         case _:
             return None

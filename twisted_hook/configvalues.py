@@ -16,8 +16,10 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DURATION = re.compile(r"0|([0-9]{1,9})(ms|s|m|h)")
-_SECONDS = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0})
+_DURATION = re.compile(r"0|([0-9]{1,9})(ms|s|m|h|d)")
+_SECONDS = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0})
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_SHORTEST_POLL = 5.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
@@ -96,11 +98,11 @@ def inner_path(value: str) -> str:
 
 
 def duration(value: object) -> float:
-    """Seconds, from ``500ms``, ``30s``, ``5m``, ``2h`` or ``0``."""
+    """Seconds, from ``500ms``, ``30s``, ``5m``, ``2h``, ``90d`` or ``0``."""
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         said = shown(value) if isinstance(value, str) else "a bare number" if isinstance(value, int | float) else "this"
-        raise ValueError(f'must be a duration such as "500ms", "30s", "5m" or "2h", not {said}')
+        raise ValueError(f'must be a duration such as "500ms", "30s", "5m", "2h" or "90d", not {said}')
     return int(match[1]) * _SECONDS[match[2]] if match[1] else 0.0
 
 
@@ -109,6 +111,14 @@ def limit(value: object) -> float:
     seconds = duration(value)
     if not seconds:
         raise ValueError("must be longer than 0: it is a time limit")
+    return seconds
+
+
+def poll(value: object) -> float:
+    """How often a remote is looked at: a duration that does not hammer it, or 0 for never."""
+    seconds = duration(value)
+    if 0 < seconds < _SHORTEST_POLL:
+        raise ValueError(f'must be {_SHORTEST_POLL:g}s or more, or "0" for never: each look asks the remote')
     return seconds
 
 
@@ -139,9 +149,22 @@ def health_path(value: str) -> str:
 
 def public_url(value: str) -> str:
     """Where the hooks are reached from outside, without a slash at the end."""
+    return _web_address(value, such_as="https://deploy.example.com")
+
+
+def api(value: str) -> str:
+    """Where a forge's API is, without a slash at the end. Whoever listens in would have the token."""
+    address = _web_address(value, such_as="https://github.example.com/api/v3")
+    parts = urlsplit(address)
+    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        raise ValueError("must be https://: the token is sent there (it may be this very machine's)")
+    return address
+
+
+def _web_address(value: str, *, such_as: str) -> str:
     parts = _split_url(line(value))
     if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc or " " in value:
-        raise ValueError('must be an address such as "https://deploy.example.com"')
+        raise ValueError(f"must be an address such as {shown(such_as)}")
     if parts.query or parts.fragment:
         raise ValueError("must end with the host or a path: no ? and no #")
     return value.rstrip("/")
@@ -199,7 +222,7 @@ def _check_url(value: str) -> None:
             raise ValueError('must be like "file:///srv/git/blog.git"')
     elif not re.fullmatch(r"[a-z0-9_][a-z0-9._-]*|[0-9a-f:.]+", host) or (parts.username or "").startswith("-"):
         raise ValueError("needs a host name")
-    if parts.scheme == "http" and host not in {"localhost", "127.0.0.1", "::1"}:
+    if parts.scheme == "http" and host not in _LOOPBACK:
         raise ValueError("must be https://: what comes over http:// is not protected (it may be this very machine's)")
 
 
@@ -228,16 +251,31 @@ def branch(value: str) -> str:
     """A branch name that git takes (git-check-ref-format), without ``refs/heads/``."""
     if value.startswith("refs/"):
         raise ValueError(f"must be the branch's short name, such as {shown(value.rpartition('/')[2])}")
-    components = value.split("/")
-    if (
-        re.search(r"[\x00-\x20\x7f~^:?*\[\\]|\.\.|@\{", value)
-        or value.startswith("-")
-        or value.endswith(".")
-        or value in {"", "@", "HEAD"}
-        or any(not part or part.startswith(".") or part.endswith(".lock") for part in components)
-    ):
+    if _is_no_ref(value) or re.search(r"[?*\[]", value) or value in {"@", "HEAD"}:
         raise ValueError(f"is not a branch name that git allows: {shown(value)}")
     return line(value)
+
+
+def tag(value: str) -> str:
+    """A pattern of tag names, as ``fnmatch`` and git-ls-remote read it, without ``refs/tags/``."""
+    if value.startswith("refs/"):
+        raise ValueError(f"must be of the tags' short names, such as {shown(value.rpartition('/')[2])}")
+    if _is_no_ref(value):
+        raise ValueError(f"is no pattern that the name of a tag could match: {shown(value)}")
+    if not re.fullmatch(r"(?:[^\[]|\[!?[^\[\]!/]+\])+", value):
+        raise ValueError(f'has a "[" that no "]" ends, or nothing or a "/" between them: {shown(value)}')
+    return line(value)
+
+
+def _is_no_ref(value: str) -> bool:
+    """Whether git refuses this, whatever its wildcards stand for (git-check-ref-format)."""
+    return (
+        not value
+        or re.search(r"[\x00-\x20\x7f~^:\\]|\.\.|@\{", value) is not None
+        or value.startswith("-")
+        or value.endswith(".")
+        or any(not part or part.startswith(".") or part.endswith(".lock") for part in value.split("/"))
+    )
 
 
 # --- what to run

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import pwd
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -24,6 +25,7 @@ from twisted_hook.localgit import LocalClone, NotUsable, check_git, look_at_clon
 
 _LARGEST_FILE = 1 << 20
 _SHORT_SECRET = 16
+_TOKEN = re.compile("[!-~]+")
 _OTHERS = 0o077
 PASSABLE = 0o711
 """The mode of what the account of an app must pass through: it may enter, and neither list nor write."""
@@ -82,12 +84,17 @@ class Survey:
     faults: list[Fault] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     secrets: dict[str, bytes] = field(default_factory=dict)
+    """By the key path at which each is configured."""
+    tokens: dict[str, str] = field(default_factory=dict)
+    """Likewise."""
     clones: dict[Path, LocalClone] = field(default_factory=dict)
     env_values: list[str] = field(default_factory=list)
 
     def look(self, mentions: Mentions) -> None:
         for secret in mentions.secrets:
             self._secret(secret)
+        for token in mentions.tokens:
+            self._token(token)
         for env_file in mentions.env_files:
             self._env_file(env_file)
         if self._git():
@@ -110,19 +117,39 @@ class Survey:
         return True
 
     def _secret(self, source: SecretSource) -> None:
+        secret = self._content(source, without="a hook without a secret would believe anybody")
+        if secret is None:
+            return
+        self.secrets[source.where] = secret
+        if len(secret) < _SHORT_SECRET:
+            self.warnings.append(
+                f"{source.where}: the secret is only {len(secret)} bytes long and may be guessed; "
+                f"take {_SHORT_SECRET} or more (openssl rand -hex 32)"
+            )
+
+    def _token(self, source: SecretSource) -> None:
+        token = self._content(source, without="remove this key if there is none")
+        if token is None:
+            return
+        word = token.strip().decode("ascii", "replace")
+        if _TOKEN.fullmatch(word):
+            self.tokens[source.where] = word
+        else:  # it becomes part of a header
+            self._fault(source.where, "is no token: one word of ASCII letters, digits and signs, and nothing else")
+
+    def _content(self, source: SecretSource, *, without: str) -> bytes | None:
+        """What is there; a fault where it cannot be had, or is empty: ``without`` says what that would mean."""
         try:
-            secret = _secret(source, self.environ)
+            content, place = _read(source, self.environ)
         except OSError as error:
             self._fault(source.where, f"{source.file or source.credential} cannot be read: {error.strerror}")
         except ValueError as error:
             self._fault(source.where, str(error))
         else:
-            self.secrets[source.where] = secret
-            if len(secret) < _SHORT_SECRET:
-                self.warnings.append(
-                    f"{source.where}: the secret is only {len(secret)} bytes long and may be guessed; "
-                    f"take {_SHORT_SECRET} or more (openssl rand -hex 32)"
-                )
+            if content:
+                return content
+            self._fault(source.where, f"{place} is empty: {without}")
+        return None
 
     def _env_file(self, mention: Mention) -> None:
         try:
@@ -202,21 +229,17 @@ def _closed_to(account: Account, path: Path) -> Path | None:
     return None
 
 
-def _secret(source: SecretSource, environ: Mapping[str, str]) -> bytes:
-    """The secret itself. Raises ``OSError`` or ``ValueError``."""
+def _read(source: SecretSource, environ: Mapping[str, str]) -> tuple[bytes, str]:
+    """What is there, and how to call the place. Raises ``OSError`` or ``ValueError``."""
     if source.literal is not None:
-        secret, place = source.literal.get_secret_value(), "the secret"
-    elif source.file is not None:
-        secret, place = content(source.file, _nobody_else_may_read(source.file)).rstrip(b"\r\n"), str(source.file)
-    elif source.credential is not None:
-        secret, place = _credential(source.credential, environ), f"the credential {source.credential}"
-    else:
-        secret, place = environ.get(source.env or "", "").encode("utf-8", "surrogateescape"), f"${source.env}"
-        if source.env not in environ:
-            raise ValueError(f"the environment variable {source.env} is not set")
-    if not secret:
-        raise ValueError(f"{place} is empty: a hook without a secret would believe anybody")
-    return secret
+        return source.literal.get_secret_value(), "the secret"
+    if source.file is not None:
+        return content(source.file, _nobody_else_may_read(source.file)).rstrip(b"\r\n"), str(source.file)
+    if source.credential is not None:
+        return _credential(source.credential, environ), f"the credential {source.credential}"
+    if source.env is None or source.env not in environ:
+        raise ValueError(f"the environment variable {source.env} is not set")
+    return environ[source.env].encode("utf-8", "surrogateescape"), f"${source.env}"
 
 
 def _nobody_else_may_read(path: Path) -> Callable[[os.stat_result], None]:
