@@ -15,7 +15,22 @@ from tests.fakes import MemoryJournal
 from tests.wire import become
 from twisted_hook.api import LIMITS, Api, App
 from twisted_hook.boundaries import AppServer
-from twisted_hook.model import Commit, Deployment, Outcome, Phase, Refused, Steering, StepFailed, Tree, Trigger
+from twisted_hook.hooks import Hook, Subscription
+from twisted_hook.intake import Intake
+from twisted_hook.model import (
+    Commit,
+    Deployment,
+    Message,
+    NewDelivery,
+    Outcome,
+    Phase,
+    Push,
+    Refused,
+    Steering,
+    StepFailed,
+    Tree,
+    Trigger,
+)
 from twisted_hook.site import GuardedSite
 
 OLD = Commit("9f8e7d6" + "0" * 33, "Say nothing", "Somebody")
@@ -35,6 +50,8 @@ class SteeredApp:
     server: AppServer | None = None
     bind: str | None = None
     branch: str | None = "main"
+    tag: str | None = None
+    poll: float = 300.0
     fails: StepFailed | None = None
     """What asking for its kept releases raises."""
 
@@ -97,11 +114,15 @@ class SteeredApp:
             await self._journal.describe(running.id, commit=commit, previous=None, release=release)
         await self._journal.finish(running.id, outcome, 3.0, reason=reason)
 
+    def submit(self, deployment: Deployment) -> None:
+        """What a replay has made runs at once."""
+        self.lane.running = deployment
+
     async def _enqueue(self, trigger: Trigger, wanted: str | None) -> Deployment:
         before, self.lane.running = self.lane.running, await self._journal.enqueue(self.name, trigger, wanted)
         if before is not None:
             by = self.lane.running.id
-            await self._journal.finish(before.id, Outcome.SUPERSEDED, 2.0, superseded_by=by)
+            await self._journal.supersede({before.id: by}, 2.0)
         return self.lane.running
 
     async def _steer(self, **changed: bool) -> None:
@@ -119,15 +140,25 @@ class SlowJournal(MemoryJournal):
         self.asked: Deferred[None] = Deferred()
         self.commit: Deferred[None] = Deferred()
 
-    async def enqueue(self, app: str, trigger: Trigger, wanted: str | None = None) -> Deployment:
+    async def enqueue(
+        self, app: str, trigger: Trigger, wanted: str | None = None, *, delivery: str | None = None, reason: str = ""
+    ) -> Deployment:
         self.asked.callback(None)
         await self.commit
-        return await super().enqueue(app, trigger, wanted)
+        return await super().enqueue(app, trigger, wanted, delivery=delivery, reason=reason)
 
 
-def site_of(journal: MemoryJournal, apps: Sequence[App], state: Path) -> GuardedSite:
+HOOK = "github"
+"""By which pushes to the main branch of ``acme/<app>`` come, for each app."""
+
+
+def site_of(journal: MemoryJournal, apps: Sequence[SteeredApp], state: Path) -> GuardedSite:
     """The API of these apps, as the server serves it."""
-    api = Api(journal, lambda: apps, state / "logs")
+    subscriptions = [Subscription(app.name, (f"acme/{app.name}", "acme/all"), "refs/heads/main") for app in apps]
+    hook = Hook(name=HOOK, path="/x", forge="github", secrets=(b"x",), subscriptions=tuple(subscriptions))
+    by_name = {app.name: app for app in apps}
+    intake = Intake(journal, lambda made: by_name[made.app].submit(made), [hook], lambda: 0.0)
+    api = Api(journal, lambda: apps, state / "logs", replay=intake.replay)
     return GuardedSite(api.app.resource(), screen=Api.screen, reactor=reactor, limits=LIMITS)
 
 
@@ -140,6 +171,15 @@ async def serving(site: GuardedSite, state: Path) -> AsyncIterator[None]:
     finally:
         await maybeDeferred(port.stopListening)
         await become(lambda: _empty(site))
+
+
+async def deliver(
+    journal: MemoryJournal, guid: str, *pushes: tuple[str, str, str | None], hook: str = HOOK, apps: Sequence[str] = ()
+) -> str:
+    """Write down a delivery of these pushes — repository, ref, commit — that was for these apps; gives its id."""
+    message = Message(guid, "push", tuple(Push(*each) for each in pushes), "" if pushes else "a ping")
+    new = NewDelivery(hook, message, f"digest of {guid}", 1.0, tuple(apps), message.reason)
+    return (await journal.accept(new)).delivery
 
 
 def _empty(site: GuardedSite) -> bool:

@@ -16,9 +16,18 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint
 
 from tests.fakes import MemoryJournal
-from tests.steered import OLD, SlowJournal, SteeredApp, serving, site_of
+from tests.steered import OLD, SlowJournal, SteeredApp, deliver, serving, site_of
 from tests.wire import Answer, become, connect, connect_through, head, listening
-from twisted_hook.model import Commit, JournalUnavailable, Outcome, Steering, StepFailed, Trigger
+from twisted_hook.model import (
+    Commit,
+    Deployment,
+    JournalUnavailable,
+    Outcome,
+    Parked,
+    Steering,
+    StepFailed,
+    Trigger,
+)
 
 TIP = Commit("1a2b3c4" + "0" * 33, "Say hello", "Somebody")
 JSON = {b"Content-Type": b"application/json"}
@@ -29,7 +38,7 @@ class Client:
 
     def __init__(self, journal: MemoryJournal, apps: Sequence[SteeredApp], state: Path) -> None:
         self.journal = journal
-        self.web = apps[0]
+        self.web, self.docs = apps[:2]
         self.endpoint = UNIXClientEndpoint(reactor, str(state / "api.sock"))
 
     async def ask(self, *parts: bytes) -> Answer:
@@ -177,6 +186,169 @@ async def test_a_deployment_that_nobody_works_on_cannot_be_cancelled(tmp_path: P
             assert (status, told) == (409, {"error": f"deployment {one.id} is in no lane"})
 
 
+# --- replay
+
+MAIN = "refs/heads/main"
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_for_a_replay_is_answered_with_what_it_made(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        delivery = await deliver(client.journal, "1", ("acme/web", MAIN, TIP.revision), apps=["web"])
+        for made in (2, 3):
+            status, told = await client.post(f"/deliveries/{delivery}/replay")
+            assert (status, list(told)) == (202, ["deployments"])
+            [one] = told["deployments"]
+            assert (one["app"], one["trigger"], one["outcome"]) == ("web", "replay", None)
+            assert one == await client.get(f"/deployments/{one['id']}")
+            assert (await client.get("/apps/web"))["running"] == one["id"]
+            led_to = (await client.get(f"/deliveries/{delivery}"))["deployments"]
+            assert (len(led_to), led_to[-1]) == (made, one["id"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replay_is_for_whom_the_delivery_is_for_by_now(tmp_path: Path) -> None:
+    """Though it was for one of them, or for nobody, when it came."""
+    async with api(tmp_path) as client:
+        for guid, was_for in (("1", ["web"]), ("2", [])):
+            delivery = await deliver(client.journal, guid, ("acme/all", MAIN, TIP.revision), apps=was_for)
+            status, told = await client.post(f"/deliveries/{delivery}/replay", {})
+            assert (status, [one["app"] for one in told["deployments"]]) == (202, ["web", "docs"])
+            running = [client.web.lane.running, client.docs.lane.running]
+            assert [one["id"] for one in told["deployments"]] == [one and one.id for one in running]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replay_that_nobody_wants_is_refused_and_says_why(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        journal, nobody = client.journal, "it is for nobody: "
+        for delivery, status, error in (
+            ("nine", 404, "there is no delivery nine; its id is the one that the forge was answered with"),
+            (
+                await deliver(journal, "1", ("acme/web", MAIN, TIP.revision), hook="gone"),
+                409,
+                "the hook gone is not configured any more",
+            ),
+            (await deliver(journal, "2"), 409, f"{nobody}a ping"),
+            (await deliver(journal, "3", ("acme/web", MAIN, None)), 409, f"{nobody}the ref was deleted"),
+            (
+                await deliver(journal, "4", ("acme/web", "refs/heads/dev", TIP.revision)),
+                409,
+                f"{nobody}no app deploys this branch",
+            ),
+            (
+                await deliver(journal, "5", ("acme/sold", MAIN, TIP.revision)),
+                409,
+                f"{nobody}a repository that the hook does not serve",
+            ),
+        ):
+            assert await client.post(f"/deliveries/{delivery}/replay") == (status, {"error": error})
+        assert await journal.deployments() == []
+
+
+class HalfJournal(MemoryJournal):
+    """Takes one deployment, and then no more."""
+
+    async def enqueue(
+        self, app: str, trigger: Trigger, wanted: str | None = None, *, delivery: str | None = None, reason: str = ""
+    ) -> Deployment:
+        made = await super().enqueue(app, trigger, wanted, delivery=delivery, reason=reason)
+        self.fail_with = JournalUnavailable("disk is full")
+        return made
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_replay_has_made_is_worked_on_though_the_journal_takes_no_more_of_it(tmp_path: Path) -> None:
+    async with api(tmp_path, HalfJournal()) as client:
+        delivery = await deliver(client.journal, "1", ("acme/all", MAIN, TIP.revision))
+        assert (await client.post(f"/deliveries/{delivery}/replay"))[0] == 503
+        [made] = await client.journal.deployments()
+        assert (client.web.lane.running, client.docs.lane.running) == (made, None)
+
+
+# --- what is shown
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_app_shows_which_tags_it_deploys_and_how_often_its_remote_is_looked_at(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        client.web.branch, client.web.tag, client.web.poll = None, "v*", 0.0
+        web, docs = await client.get("/apps")
+        assert (web["branch"], web["tag"], web["poll"]) == (None, "v*", 0.0)
+        assert (docs["branch"], docs["tag"], docs["poll"]) == ("main", None, 300.0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_shows_every_ref_that_it_told_of_and_the_first_by_itself(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        pushes = [("acme/web", "refs/heads/dev", None), ("acme/web", MAIN, TIP.revision)]
+        several, none = await deliver(client.journal, "1", *pushes, apps=["web"]), await deliver(client.journal, "2")
+        shown = await client.get(f"/deliveries/{several}")
+        assert (shown["repository"], shown["ref"], shown["after"]) == pushes[0]
+        assert [(one["repository"], one["ref"], one["after"]) for one in shown["pushes"]] == pushes
+        assert (shown["verdict"], len(shown["deployments"])) == ("accepted", 1)
+        ping, listed = await client.get("/deliveries")
+        assert listed == shown
+        assert (ping["id"], ping["repository"], ping["ref"], ping["after"], ping["pushes"]) == (none, *[None] * 3, [])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_deployment_shows_why_it_was_made_and_whether_its_failure_may_pass(tmp_path: Path) -> None:
+    async with api(tmp_path) as client:
+        made = await client.journal.enqueue("web", Trigger.POLL, reason="branch moved, no hook came")
+        shown = await client.get(f"/deployments/{made.id}")
+        assert (shown["trigger"], shown["reason"]) == ("poll", "branch moved, no hook came")
+        assert shown["transient"] is False
+        await client.journal.finish(made.id, Outcome.FAILED, 3.0, reason="the disk is full", transient=True)
+        [shown] = await client.get("/deployments")
+        assert (shown["outcome"], shown["reason"], shown["transient"]) == ("failed", "the disk is full", True)
+
+
+class DamagedJournal(MemoryJournal):
+    """A journal with rows that could not be read."""
+
+    async def parked(self) -> Sequence[Parked]:
+        newest = Parked("0000000000007", "deployment", "there is no phase 'flying'", 1.5, '{"phase": "flying"}')
+        return [newest, Parked("0000000000003", "delivery", "it is odd", 1.0, "{}")]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_of_the_journal_could_not_be_read_is_shown(tmp_path: Path) -> None:
+    async with api(tmp_path, DamagedJournal()) as client:
+        assert [row["id"] for row in await client.get("/parked")] == ["0000000000007", "0000000000003"]
+        assert await client.get("/parked?limit=1") == [
+            {
+                "id": "0000000000007",
+                "kind": "deployment",
+                "problem": "there is no phase 'flying'",
+                "parked_at": "1970-01-01T00:00:01.500Z",
+                "row": '{"phase": "flying"}',
+            }
+        ]
+    async with api(tmp_path) as client:
+        assert await client.get("/parked") == []
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("path", ["/deployments", "/deliveries"])
+async def test_a_list_is_as_long_as_is_asked_for_within_limits(tmp_path: Path, path: str) -> None:
+    async with api(tmp_path) as client:
+        for number in range(52):
+            await deliver(client.journal, str(number), ("acme/web", MAIN, TIP.revision), apps=["web"])
+        lengths = {"": 50, "?limit=2": 2, "?limit=0": 1, "?limit=007": 7, f"?limit={'9' * 5000}": 52}
+        for query, length in lengths.items():
+            assert len(await client.get(f"{path}{query}")) == length, query
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("path", ["/deployments", "/deliveries", "/parked"])
+@pytest.mark.parametrize("limit", ["x", "", "-1", "1.5", "1e3", "%D9%A3", "+5", " 5", "0x10"])
+async def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, path: str, limit: str) -> None:
+    async with api(tmp_path) as client:
+        answer = await client.ask(head(f"GET /api/v1{path}?limit={limit.replace(' ', '%20')}"))
+        assert (answer.status, json.loads(answer.body)) == (400, {"error": "limit: must be a whole number"})
+
+
 # --- what is refused
 
 
@@ -205,6 +377,7 @@ async def test_an_unknown_deployment_is_not_found(tmp_path: Path) -> None:
         ("/apps/web/deploy", b"revision=1a2b3c4", "not JSON"),
         ("/apps/web/deploy", b'{"revision": "\xff"}', "not JSON"),
         ("/deployments/x/cancel", {"force": True}, "`force`"),
+        ("/deliveries/x/replay", {"app": "web"}, "`app`"),
     ],
 )
 async def test_a_body_of_another_shape_is_refused_by_the_name_of_what_is_wrong(
@@ -241,6 +414,8 @@ async def test_a_body_over_64_kib_is_refused_before_it_is_read(tmp_path: Path) -
         ("GET /api/v1/apps/web/deploy", "POST"),
         ("DELETE /api/v1/apps/web/pin", "POST"),
         ("GET /api/v1/deployments/x/cancel", "POST"),
+        ("GET /api/v1/deliveries/x/replay", "POST"),
+        ("POST /api/v1/parked", "GET, HEAD"),
         ("POST /api/v1/apps", "GET, HEAD"),
         ("POST /api/v1/apps/web", "GET, HEAD"),
         ("PUT /api/v1/deployments/x", "GET, HEAD"),
@@ -281,14 +456,16 @@ async def test_without_a_journal_nothing_is_promised(tmp_path: Path, call: str) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_was_begun_is_not_undone_by_a_client_who_hangs_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["apps/web/deploy", "deliveries/DELIVERY/replay"])
+async def test_what_was_begun_is_not_undone_by_a_client_who_hangs_up(tmp_path: Path, path: str) -> None:
     """Else it would be in the journal, and in no lane until the next start. Over TCP, where a reset tells of it."""
     journal = SlowJournal()
     web = SteeredApp(journal)
     site = site_of(journal, [web], tmp_path)
+    delivery = await deliver(journal, "1", ("acme/web", MAIN, TIP.revision))
     async with listening(site) as port:
         wire = await connect(port)
-        wire.send(head("POST /api/v1/apps/web/deploy", length=0))
+        wire.send(head(f"POST /api/v1/{path.replace('DELIVERY', delivery)}", length=0))
         await journal.asked
         await wire.abort()
         await become(lambda: not site.connected)

@@ -70,6 +70,22 @@ def test_a_command_is_shown_as_one_would_type_it(place: Path) -> None:
     assert "branch main → uvicorn --fd '{fd}' app:app on [::1]:80" in check().stdout
 
 
+def test_tags_looks_and_tokens_are_shown_as_they_are_understood(place: Path) -> None:
+    (place / "github.token").touch(mode=0o600)
+    (place / "github.token").write_text("canary-token")
+    text = GOOD.replace('branch = "main"', 'tag = "v*"\npoll = "1m"')
+    (place / "hookdeploy.toml").write_text(text.replace("[apps", 'token = { file = "github.token" }\n[apps'))
+    shown = check().stdout
+    assert "the newest tag v* → wsgi:application" in shown
+    assert "; looks at the remote every 60 s" in shown
+    assert "(github) deploys blog; what fails to arrive is asked for again" in shown
+    (place / "hookdeploy.toml").write_text(f'{GOOD}poll = "0"\n')
+    assert "2 workers; waits for pushes only" in check().stdout
+    (place / "github.token").chmod(0o644)
+    (place / "hookdeploy.toml").write_text(GOOD.replace("[apps", 'token = { file = "github.token" }\n[apps'))
+    assert "hookdeploy.toml: hooks.github.token: " in check().stderr
+
+
 def test_the_file_in_the_current_directory_is_the_default(place: Path) -> None:
     assert check().stdout == check(str(place / "hookdeploy.toml")).stdout
 

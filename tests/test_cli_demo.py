@@ -103,7 +103,7 @@ def test_it_stays_until_somebody_ends_it_and_the_command_that_it_shows_changes_t
     [url] = re.findall(r"The page is (http://\S+)", demo.output)
     done = subprocess.run(("sh", "-ec", command), env=demo.environ, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("202 accepted: deployment ")
+    assert done.stdout.startswith("202 accepted as delivery ")
     demo.wait_for("deployed")
     demo.wait_for("What time it is")
     assert httpx.get(url, trust_env=False).text.startswith("It is ")

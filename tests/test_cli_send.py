@@ -19,7 +19,7 @@ from tests import payloads
 from tests.installed import Origin, git
 from twisted_hook.cli.send import send
 from twisted_hook.forges import github
-from twisted_hook.model import NotAPush, Push
+from twisted_hook.model import Push
 
 SECRET = b"0123456789abcdef-send"
 ACCEPTED = {"status": "accepted", "delivery": "d1", "deployments": ["x1", "x2"]}
@@ -49,10 +49,9 @@ class Receiver:
     def push(self) -> Push:
         """What the last request says, once the forge's own rules have found it genuine."""
         github.screen(self.headers, allow_sha1=False)
-        github.verify(self.headers, self.body, secrets=(SECRET,), allow_sha1=False)
-        event = github.read(self.headers, self.body).event
-        assert isinstance(event, Push)
-        return event
+        github.verify(self.headers, self.body, secrets=(SECRET,), allow_sha1=False, now=0.0)
+        [push] = github.read(self.headers, self.body).pushes
+        return push
 
 
 def serving(receiver: Receiver, server: type[socketserver.BaseServer], address: Any) -> Iterator[Any]:
@@ -164,8 +163,8 @@ def test_a_ping_is_genuine_and_asks_for_nothing(config: Path, receiver: Receiver
     result = run("--config", config, "--event", "ping")
     assert result.exit_code == 0
     assert result.output == "202 ignored: ping; nothing is deployed\n"
-    github.verify(receiver.headers, receiver.body, secrets=(SECRET,), allow_sha1=False)
-    assert github.read(receiver.headers, receiver.body).event == NotAPush("ping")
+    github.verify(receiver.headers, receiver.body, secrets=(SECRET,), allow_sha1=False, now=0.0)
+    assert github.read(receiver.headers, receiver.body).reason == "ping"
 
 
 def test_no_two_deliveries_are_alike_unless_the_id_says_so(config: Path, receiver: Receiver) -> None:
@@ -282,6 +281,14 @@ def test_several_apps_need_a_name(tmp_path: Path, port: int, receiver: Receiver,
     assert "--app api or --app site" in run("--config", config, "--hook", "second").output
 
 
+def test_a_hook_of_another_forge_is_not_delivered_to_as_github(tmp_path: Path, port: int, origin: Origin) -> None:
+    path = configured(tmp_path, f"tcp:{port}", app("web", origin.path))
+    path.write_text(path.read_text().replace("[hooks.github]\n", '[hooks.github]\nforge = "gitlab"\n'))
+    result = run("--config", path)
+    assert result.exit_code == 2
+    assert "the hook github believes gitlab only" in result.output
+
+
 def test_a_hook_can_be_sent_what_none_of_its_apps_is_called(config: Path, receiver: Receiver) -> None:
     """P17: to see that it is refused."""
     assert run("--config", config, "--hook", "github", "--repository", "evil/web").exit_code == 0
@@ -337,7 +344,7 @@ def test_a_faulty_configuration_is_explained(tmp_path: Path, origin: Origin) -> 
 @pytest.mark.parametrize(
     ("code", "answer", "said", "status"),
     [
-        (202, ACCEPTED, "202 accepted: deployment x1, x2; the tip of refs/heads/main is queued", 0),
+        (202, ACCEPTED, "202 accepted as delivery d1: deployment x1, x2; the tip of refs/heads/main is queued", 0),
         (
             202,
             {**ACCEPTED, "status": "duplicate", "deployments": ["x1"]},
@@ -363,6 +370,13 @@ def test_the_answer_is_told_in_plain_words(
     receiver.code, receiver.answer = code, answer
     result = run("--config", config)
     assert (result.output, result.exit_code) == (f"{said}\n", status)
+
+
+def test_of_a_tag_the_newest_is_what_is_queued(config: Path, receiver: Receiver) -> None:
+    """The app deploys the newest tag that matches, whichever the delivery tells of."""
+    receiver.code, receiver.answer = 202, ACCEPTED
+    said = "202 accepted as delivery d1: deployment x1, x2; the newest tag is queued\n"
+    assert run("--config", config, "--ref", "refs/tags/v1").output == said
 
 
 def test_json_tells_the_answer_as_it_came(config: Path, port: int, receiver: Receiver) -> None:

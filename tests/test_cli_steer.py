@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from twisted.internet.threads import deferToThread
 
 from tests.fakes import MemoryJournal
-from tests.steered import OLD, SteeredApp, serving, site_of
+from tests.steered import OLD, SteeredApp, deliver, serving, site_of
 from tests.wire import PATIENCE, become
 from twisted_hook.cli import hookdeploy
 from twisted_hook.cli.client import Api, ApiError, NotRunning
@@ -286,6 +286,108 @@ def interrupted(*words: str) -> tuple[int, str]:
             process.kill()
 
 
+# --- replay
+
+
+async def delivered(server: Steered, repository: str = "acme/all") -> str:
+    return await deliver(server.journal, "1", (repository, "refs/heads/main", TIP.revision))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replay_is_followed_to_its_end(tmp_path: Path) -> None:
+    async with steered(tmp_path) as server:
+        command = server.begin("replay", await delivered(server))
+        await runs(server.web)
+        newest = await server.newest()
+        assert newest.trigger is Trigger.REPLAY
+        await server.web.end(Outcome.DEPLOYED, commit=TIP)
+        result = await command.ended()
+        assert result.exit_code == 0, result.output
+        assert result.output.startswith(f"web: deployment {newest.id}\n")
+        assert result.output.endswith("deployed 1a2b3c4 Say hello as release release-1a2b3c4 in 3.00 s\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replay_for_several_apps_is_followed_one_after_the_other_though_one_fails(tmp_path: Path) -> None:
+    async with steered(tmp_path, "docs", "blog") as server:
+        command = server.begin("replay", await delivered(server))
+        for app, outcome in zip(server.apps, (Outcome.DEPLOYED, Outcome.FAILED, Outcome.UNCHANGED), strict=True):
+            await runs(app)
+            await app.end(outcome, "it is so", commit=TIP)
+        result = await command.ended()
+        assert result.exit_code == 1
+        assert re.findall(r"^(\w+): deployment", result.stdout, re.MULTILINE) == ["web", "docs", "blog"]
+        assert "failed: it is so" in result.stderr
+        assert result.stdout.endswith("unchanged: it is so\n")
+
+
+@pytest_twisted.ensureDeferred
+async def test_json_of_a_replay_is_one_object_with_each_deployment_at_its_end(tmp_path: Path) -> None:
+    async with steered(tmp_path, "docs") as server:
+        delivery = await delivered(server)
+        command = server.begin("replay", delivery, "--json")
+        for app in server.apps:
+            await runs(app)
+            await app.end(Outcome.DEPLOYED, commit=TIP)
+        result = await command.ended()
+        told = json.loads(result.output)["deployments"]
+        assert (result.exit_code, [(one["app"], one["outcome"]) for one in told]) == (
+            0,
+            [("web", "deployed"), ("docs", "deployed")],
+        )
+        detached = await server.run("replay", delivery, "--detach", "--json")
+        told = json.loads(detached.output)["deployments"]
+        assert (detached.exit_code, [one["outcome"] for one in told]) == (0, [None, None])
+        lines = (await server.run("replay", delivery, "--detach")).output.splitlines()
+        assert [re.sub("[0-9a-f]{13}", "ID", line) for line in lines] == [
+            "web: replay ID is on its way",
+            "docs: replay ID is on its way",
+        ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replay_for_an_app_that_is_paused_is_not_waited_for(tmp_path: Path) -> None:
+    async with steered(tmp_path, "docs") as server:
+        await server.web.pause()
+        delivery = await delivered(server)
+        command = server.begin("replay", delivery)
+        await runs(server.apps[1])
+        await server.apps[1].end(Outcome.DEPLOYED, commit=TIP)
+        result = await command.ended()
+        assert result.exit_code == 0, result.output
+        waits = re.escape("waits until: hookdeploy resume web")
+        assert re.match(rf"web is paused: replay \w+ {waits}\ndocs: deployment \w+\n", result.output)
+        await server.apps[1].pause()
+        told = json.loads((await server.run("replay", delivery, "--json")).output)["deployments"]
+        assert [one["outcome"] for one in told] == [None, None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_delivery_that_nobody_wants_or_knows_ends_with_1_and_the_servers_words(tmp_path: Path) -> None:
+    async with steered(tmp_path) as server:
+        result = await server.run("replay", await delivered(server, "acme/sold"))
+        assert (result.exit_code, result.stderr) == (
+            1,
+            "it is for nobody: a repository that the hook does not serve\n",
+        )
+        unknown = await server.run("replay", "nine", "--json")
+        assert (unknown.exit_code, json.loads(unknown.stdout)) == (
+            1,
+            {"error": "there is no delivery nine; its id is the one that the forge was answered with"},
+        )
+        assert (await server.run("replay", "../x")).exit_code == 1
+        assert (await server.run("replay")).exit_code == 2
+
+
+@pytest_twisted.ensureDeferred
+async def test_ctrl_c_tells_of_each_deployment_that_goes_on(tmp_path: Path) -> None:
+    async with steered(tmp_path, "docs") as server:
+        returncode, said = await deferToThread(interrupted, "replay", await delivered(server), "--state", str(tmp_path))
+        made = reversed(await server.journal.deployments())
+        goes_on = "The deployment goes on. This ends it: hookdeploy cancel"
+        assert (returncode, said) == (1, "".join(f"{goes_on} {one.id}\n" for one in made))
+
+
 # --- pin, pause, cancel
 
 
@@ -356,7 +458,9 @@ async def test_without_a_journal_the_command_fails_and_says_so(tmp_path: Path) -
         assert (result.exit_code, result.stderr) == (1, "the journal is unavailable: disk is full\n")
 
 
-@pytest.mark.parametrize("words", [("deploy",), ("rollback",), ("pin",), ("resume", "web"), ("cancel", "x")])
+@pytest.mark.parametrize(
+    "words", [("deploy",), ("rollback",), ("pin",), ("resume", "web"), ("cancel", "x"), ("replay", "x")]
+)
 def test_where_no_server_runs_the_exit_is_3(tmp_path: Path, words: tuple[str, ...]) -> None:
     result = CliRunner().invoke(hookdeploy, [*words, "--state", str(tmp_path)])
     assert (result.exit_code, result.stderr) == (

@@ -27,7 +27,17 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
 from twisted_hook.hooks import JSON, media_type
-from twisted_hook.model import Delivery, Deployment, JournalUnavailable, Outcome, Refused, Steering, StepFailed, Tree
+from twisted_hook.model import (
+    Delivery,
+    Deployment,
+    JournalUnavailable,
+    Outcome,
+    Parked,
+    Refused,
+    Steering,
+    StepFailed,
+    Tree,
+)
 from twisted_hook.site import RETRY_AFTER, GuardedRequest, Limits
 
 T = TypeVar("T")
@@ -58,6 +68,14 @@ class App(Protocol):
 
     @property
     def branch(self) -> str | None: ...
+
+    @property
+    def tag(self) -> str | None:
+        """The pattern of the tags that it deploys instead of a branch."""
+
+    @property
+    def poll(self) -> float:
+        """Seconds between two looks at its remote; 0 for never."""
 
     @property
     def bind(self) -> str | None:
@@ -109,6 +127,10 @@ class PlainWish(Struct, forbid_unknown_fields=True):
     """The body of what needs none."""
 
 
+Replay = Callable[[str], Coroutine[Any, Any, Sequence[Deployment]]]
+"""Deploys once more what a stored delivery, named by its id, is for. Raises ``Refused``."""
+
+
 class Api:
     """Apps, deployments, their logs, and deliveries, under ``/api/v1``: ``GET`` shows them, ``POST`` steers."""
 
@@ -116,12 +138,19 @@ class Api:
     log = Logger()
 
     def __init__(
-        self, journal: Journal, apps: Callable[[], Iterable[App]], logs: Path, *, source: Path | None = None
+        self,
+        journal: Journal,
+        apps: Callable[[], Iterable[App]],
+        logs: Path,
+        *,
+        replay: Replay,
+        source: Path | None = None,
     ) -> None:
         """``logs`` is the directory of the deployments' logs, ``source`` the configuration file, if there is one."""
         self._journal = journal
         self._apps = apps
         self._logs = logs
+        self._replay = replay
         self._source = source
 
     @staticmethod
@@ -224,6 +253,20 @@ class Api:
             raise Refused(404, f"there is no delivery {id}")
         return request.answer(encode(delivery_json(found)))
 
+    @app.route("/api/v1/deliveries/<id>/replay", methods=["POST"])
+    async def replay(self, request: GuardedRequest, id: str) -> bytes:
+        _wish(request, PlainWish)
+        made = await _seen_through(self._replay(id))
+        for each in made:
+            self._note(each)
+        request.setResponseCode(ACCEPTED)
+        return request.answer(encode({"deployments": [deployment_json(each) for each in made]}))
+
+    @app.route("/api/v1/parked", methods=["GET"])
+    async def parked(self, request: GuardedRequest) -> bytes:
+        newest = (await self._journal.parked())[: _limit(request)]
+        return request.answer(encode([parked_json(each) for each in newest]))
+
     def _named(self, name: str) -> App:
         found = next((app for app in self._apps() if app.name == name), None)
         if found is None:
@@ -238,15 +281,18 @@ class Api:
 
     def _begun(self, request: GuardedRequest, deployment: Deployment) -> bytes:
         """The answer to who has asked for a deployment."""
+        self._note(deployment)
+        request.setResponseCode(ACCEPTED)
+        request.setHeader(b"Location", f"/api/v1/deployments/{deployment.id}".encode())
+        return request.answer(encode(deployment_json(deployment)))
+
+    def _note(self, deployment: Deployment) -> None:
         self.log.info(
             "{app}: deployment {id} is asked for by a person ({trigger})",
             app=deployment.app,
             id=deployment.id,
             trigger=deployment.trigger.value,
         )
-        request.setResponseCode(ACCEPTED)
-        request.setHeader(b"Location", f"/api/v1/deployments/{deployment.id}".encode())
-        return request.answer(encode(deployment_json(deployment)))
 
     async def _app_in_full(self, app: App) -> dict[str, Any]:
         """An app with the releases that it could go back to."""
@@ -265,6 +311,8 @@ class Api:
         return {
             "name": app.name,
             "branch": app.branch,
+            "tag": app.tag,
+            "poll": app.poll,
             "bind": app.bind,
             "release": serving.release if serving else (last.release if last else None),
             "revision": serving.commit.revision if serving else (last.revision if last else None),
@@ -296,7 +344,19 @@ def deployment_json(deployment: Deployment) -> dict[str, Any]:
 
 def delivery_json(delivery: Delivery) -> dict[str, Any]:
     """A delivery as the API shows it: times are RFC 3339, UTC."""
-    return {**asdict(delivery), "received_at": _time(delivery.received_at)}
+    first = delivery.pushes[0] if delivery.pushes else None
+    return {
+        **asdict(delivery),
+        "repository": first.repository if first else None,
+        "ref": first.ref if first else None,
+        "after": first.after if first else None,
+        "received_at": _time(delivery.received_at),
+    }
+
+
+def parked_json(parked: Parked) -> dict[str, Any]:
+    """A row that could not be read, as the API shows it; ``row`` is text, as nobody knows what it holds."""
+    return {**asdict(parked), "parked_at": _time(parked.parked_at)}
 
 
 def _kept_json(tree: Tree, *, current: bool) -> dict[str, Any]:
@@ -327,8 +387,10 @@ def _argument(request: GuardedRequest, name: bytes) -> str | None:
 
 def _limit(request: GuardedRequest) -> int:
     given = _argument(request, b"limit")
-    if given is None or not (given.isascii() and given.isdigit()):
+    if given is None:
         return 50
+    if not (given.isascii() and given.isdigit()):
+        raise Refused(400, "limit: must be a whole number")
     return max(1, min(int(given[:6]), LONGEST_LIST))
 
 

@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "pause": ("twisted_hook.cli.steer:pause", "Let what is pushed wait."),
         "resume": ("twisted_hook.cli.steer:resume", "End that, and deploy the newest of what waits."),
         "cancel": ("twisted_hook.cli.steer:cancel", "End a deployment that runs or waits."),
+        "replay": ("twisted_hook.cli.steer:replay", "Deploy once more what a delivery is for."),
         "send": ("twisted_hook.cli.send:send", "Send a correctly signed test delivery to a running server."),
     }
 )

@@ -62,9 +62,10 @@ def summary(settings: Settings) -> Iterator[str]:
     yield f"  state  {config.state}"
     for hook in config.hooks:
         apps = ", ".join(app.name for app in config.apps.values() if app.hook == hook.name)
-        yield f"  hook   {hook.name}: POST {hook_url(config, hook)} ({hook.forge}) deploys {apps or 'nothing'}"
+        asks = "; what fails to arrive is asked for again" if hook.token else ""
+        yield f"  hook   {hook.name}: POST {hook_url(config, hook)} ({hook.forge}) deploys {apps or 'nothing'}{asks}"
     for app in config.apps.values():
-        yield f"  app    {app.name}: {_origin(app)}, {_branch(app)} → {_server(app)}"
+        yield f"  app    {app.name}: {_origin(app)}, {_branch(app)} → {_server(app)}; {_polled(app)}"
 
 
 def hook_url(config: Config, hook: HookConfig) -> str:
@@ -79,10 +80,16 @@ def _origin(app: AppConfig) -> str:
 
 
 def _branch(app: AppConfig) -> str:
+    if app.tag:
+        return f"the newest tag {app.tag}"
     return f"branch {app.branch}" if app.branch else "the remote's default branch"
+
+
+def _polled(app: AppConfig) -> str:
+    return f"looks at the remote every {app.poll:g} s" if app.poll else "waits for pushes only"
 
 
 def _server(app: AppConfig) -> str:
     if app.command:
         return f"{joined(app.command)} on {app.bind}"
-    return f"{app.wsgi} on {app.bind}, {app.workers} workers" if app.wsgi else "no server"
+    return f"{app.wsgi} on {app.bind}, {app.workers} worker{'s' * (app.workers != 1)}" if app.wsgi else "no server"

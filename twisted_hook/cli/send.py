@@ -28,7 +28,7 @@ from twisted_hook.commands import Ambient, Git, protocols_of
 from twisted_hook.config import AppConfig
 from twisted_hook.configfile import Settings
 from twisted_hook.configvalues import name_of
-from twisted_hook.hooks import BRANCHES, Hook
+from twisted_hook.hooks import BRANCHES, TAGS, Hook
 from twisted_hook.localgit import NotUsable, look_at_clone
 from twisted_hook.redaction import clean
 
@@ -104,8 +104,10 @@ def in_words(answer: httpx.Response, pushed: Pushed) -> str:
     """What the server has answered, and what happens now."""
     body, code = _decoded(answer), answer.status_code
     match body:
-        case {"status": "accepted", "deployments": [*ids]}:
-            return _shown(f"{code} accepted: deployment {', '.join(map(str, ids))}; the tip of {pushed.ref} is queued")
+        case {"status": "accepted", "delivery": delivery, "deployments": [*ids]}:
+            wanted = "the newest tag" if pushed.ref.startswith(TAGS) else f"the tip of {pushed.ref}"
+            made = f"deployment {', '.join(map(str, ids))}; {wanted} is queued"
+            return _shown(f"{code} accepted as delivery {delivery}: {made}")
         case {"status": "duplicate", "deployments": [*ids]}:
             return _shown(f"{code} duplicate: it was here before; deployment {', '.join(map(str, ids))} stands for it")
         case {"status": "ignored", "reason": str(reason)}:
@@ -140,6 +142,8 @@ def _plan(wishes: Wishes, config: Path | None, state: Path | None) -> tuple[Targ
         return Target(wishes.url or "", _secret_in(wishes.secret_file)), _pushed(wishes, None)
     settings = settings_of(config, state)
     hook, app = _chosen(settings, wishes)
+    if hook.forge != "github":
+        raise click.UsageError(f"it delivers as GitHub does, and the hook {hook.name} believes {hook.forge} only")
     return _target(settings, hook, wishes), _pushed(wishes, app)
 
 

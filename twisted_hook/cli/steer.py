@@ -1,4 +1,4 @@
-"""The commands that steer an app of a running server: deploy, rollback, pin, unpin, pause, resume, cancel.
+"""The commands that steer the apps of a running server: deploy, rollback, replay, cancel, pin, unpin, pause, resume.
 
 They ask the API, and decide nothing themselves.
 """
@@ -42,7 +42,7 @@ def server_options(command: Command) -> Command:
 def deploy(
     *, app: str | None, revision: str | None, detach: bool, config: Path | None, state: Path | None, as_json: bool
 ) -> None:
-    """Deploy the tip of APP's branch, or REVISION, and follow it to its end.
+    """Deploy the tip of APP's branch, its newest tag, or REVISION, and follow it to its end.
 
     APP may be left out where there is one only. REVISION is the id of a commit, or at least the first four digits of
     it. Exits with 0 if it was deployed or runs already, with 1 if it was not, and with 3 if no server runs.
@@ -85,12 +85,14 @@ def _deploy(
             if error.status != 404 or "to" not in wish:
                 raise
             raise ApiError(f"{error}{_kept(api.get(path))}", error.status) from error
-        if not detach:
-            _see_to_its_end(api, deployment, as_json=as_json)
-        elif as_json:
-            click.echo(json.dumps(deployment))
+        if detach:
+            _show(deployment, _on_its_way(deployment, how), as_json=as_json)
         else:
-            click.echo(clean(f"{deployment['app']}: {how} {deployment['id']} is on its way"))
+            _see_to_the_end(api, [deployment], lambda ends: ends[0], as_json=as_json)
+
+
+def _on_its_way(deployment: Answer, how: str) -> str:
+    return f"{deployment['app']}: {how} {deployment['id']} is on its way"
 
 
 def _kept(app: Answer) -> str:
@@ -99,32 +101,87 @@ def _kept(app: Answer) -> str:
     return clean("".join(("; it keeps:", *lines))) if app["kept"] else ""
 
 
-def _see_to_its_end(api: Api, deployment: Answer, *, as_json: bool) -> None:
-    progress = Progress(Console(highlight=False, markup=False, soft_wrap=True, quiet=as_json))
+@click.command()
+@click.argument("delivery")
+@detach_option
+@server_options
+def replay(*, delivery: str, detach: bool, config: Path | None, state: Path | None, as_json: bool) -> None:
+    """Deploy once more what DELIVERY is for by now, and follow each deployment to its end, one after the other.
+
+    It deploys the branch's tip or the newest tag, as any delivery does, and not again what was put back. DELIVERY is
+    the id that hookdeploy has answered the forge with, and not the forge's own; the API lists them.
+    """
+    with _server(config, state, as_json=as_json) as api:
+        made = api.post(f"/deliveries/{quote(delivery, safe='')}/replay")
+        if detach:
+            in_words = "\n".join(_on_its_way(each, "replay") for each in made["deployments"])
+            _show(made, in_words, as_json=as_json)
+        else:
+            _see_to_the_end(api, made["deployments"], lambda ends: {"deployments": ends}, as_json=as_json)
+
+
+# --- what follows a deployment
+
+
+def _see_to_the_end(
+    api: Api, begun: Sequence[Answer], in_json: Callable[[Sequence[Answer]], object], *, as_json: bool
+) -> None:
+    """Follow each to its end, one after the other, and end with 1 unless all ends are good; ``in_json`` is given them.
+
+    A replay waits while its app is paused, and so is not followed: it is as good as it can be.
+    """
+    ends = list(begun)
     try:
-        deployment = follow(api, deployment, progress.tell)
+        for place, deployment in enumerate(begun):
+            if _is_held_back(api, deployment):
+                _say_that_it_waits(deployment, as_json=as_json)
+            else:
+                _follow(api, ends, place, as_json=as_json)
     except KeyboardInterrupt:
-        _leave(progress, progress.newest or deployment, as_json=as_json)
-    except (NotRunning, ApiError):
-        progress.end_line()
-        raise
-    good = deployment["outcome"] in GOOD_ENDS
+        _leave(ends, in_json, as_json=as_json)
     if as_json:
-        click.echo(json.dumps(deployment))
-    elif good:
-        click.echo(good_end(deployment))
-    else:
-        click.echo(bad_end(deployment, api.get(_path_of(deployment["app"])), api.state), err=True)
-    if not good:
+        click.echo(json.dumps(in_json(ends)))
+    if any(each["outcome"] is not None and each["outcome"] not in GOOD_ENDS for each in ends):
         raise click.exceptions.Exit(FAILED)
 
 
-def _leave(progress: Progress, deployment: Answer, *, as_json: bool) -> NoReturn:
+def _is_held_back(api: Api, deployment: Answer) -> bool:
+    return deployment["trigger"] == "replay" and bool(api.get(_path_of(deployment["app"]))["paused"])
+
+
+def _say_that_it_waits(deployment: Answer, *, as_json: bool) -> None:
+    if not as_json:
+        app = deployment["app"]
+        click.echo(clean(f"{app} is paused: replay {deployment['id']} waits until: hookdeploy resume {app}"))
+
+
+def _follow(api: Api, ends: list[Answer], place: int, *, as_json: bool) -> None:
+    """Follow the one at this place of ``ends``, and put there how it was at the last look."""
+    progress = Progress(Console(highlight=False, markup=False, soft_wrap=True, quiet=as_json))
+    try:
+        ends[place] = follow(api, ends[place], progress.tell)
+    except (KeyboardInterrupt, NotRunning, ApiError):
+        progress.end_line()
+        ends[place] = progress.newest or ends[place]
+        raise
+    if not as_json:
+        _say_end(api, ends[place])
+
+
+def _say_end(api: Api, deployment: Answer) -> None:
+    if deployment["outcome"] in GOOD_ENDS:
+        click.echo(good_end(deployment))
+    else:
+        click.echo(bad_end(deployment, api.get(_path_of(deployment["app"])), api.state), err=True)
+
+
+def _leave(ends: Sequence[Answer], in_json: Callable[[Sequence[Answer]], object], *, as_json: bool) -> NoReturn:
     """Somebody has seen enough. That is no success: nobody knows yet."""
-    progress.end_line()
     if as_json:
-        click.echo(json.dumps(deployment))
-    click.echo(clean(f"The deployment goes on. This ends it: hookdeploy cancel {deployment['id']}"), err=True)
+        click.echo(json.dumps(in_json(ends)))
+    for each in ends:
+        if each["outcome"] is None:
+            click.echo(clean(f"The deployment goes on. This ends it: hookdeploy cancel {each['id']}"), err=True)
     raise click.exceptions.Exit(FAILED)
 
 
@@ -161,15 +218,8 @@ def pin(**given: Any) -> None:
 @app_argument
 @server_options
 def unpin(**given: Any) -> None:
-    """Deploy what is pushed to APP again, from the next push on."""
-    _steer(
-        "unpin",
-        lambda app: (
-            f"{app['name']} is not pinned. The next push is deployed; this deploys the tip now: "
-            f"hookdeploy deploy {app['name']}"
-        ),
-        **given,
-    )
+    """Deploy what is pushed to APP again: with the next push, or at the next look at its remote."""
+    _steer("unpin", _unpinned, **given)
 
 
 @click.command()
@@ -204,6 +254,12 @@ def _steer(
 
 def _at(app: Answer) -> str:
     return f"at {commit(app)}" if app["revision"] else "before its first release"
+
+
+def _unpinned(app: Answer) -> str:
+    look = ", or the tip at the next look at the remote" if app["poll"] else ""
+    now = f"this deploys the tip now: hookdeploy deploy {app['name']}"
+    return f"{app['name']} is not pinned. The next push is deployed{look}; {now}"
 
 
 def _resumed(app: Answer) -> str:
