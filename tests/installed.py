@@ -277,6 +277,12 @@ class Hookdeploy:
         """What the API says."""
         return self._api.get(path, params=parameters).json()
 
+    def post(self, path: str, **wish: str) -> Any:
+        """What the API answers to a wish that it grants."""
+        answer = self._api.post(path, json=wish)
+        assert answer.is_success, answer.text
+        return answer.json()
+
     def log_of(self, deployment: str) -> str:
         """What the commands of a deployment have printed."""
         return self._api.get(f"/deployments/{deployment}/log").text

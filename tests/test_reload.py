@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -123,6 +125,29 @@ def test_another_branch_is_deployed_after_a_reload(release: Hookdeploy, origin: 
     release.wait_for_page("live")
     newest = release.api("/deployments", limit=1)[0]
     assert (newest["trigger"], release.ended(newest["id"])["revision"]) == ("start", tip)
+
+
+def test_a_reload_that_the_journal_cannot_bear_is_refused_and_can_be_repeated(
+    release: Hookdeploy, origin: Origin
+) -> None:
+    """P85: what it makes hookdeploy deploy cannot be written down, so that nothing is half done."""
+    unpolled = RELEASE + 'poll = "0"\n'
+    release.configure(unpolled)
+    release.start()
+    release.first()
+    git(origin.path, "branch", "live", origin.push(site("live")))
+    elsewhere = free_port()
+    live = unpolled.replace("[apps.web]", '[apps.web]\nbranch = "live"').replace("APP_PORT", str(elsewhere))
+    with closing(sqlite3.connect(release.state / "journal.sqlite3", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        hang_up(release, live, REFUSED + "the journal: ")
+    assert release.page() == "one"
+    until(lambda: not is_listened_on(elsewhere), "the end of what was to be listened on")
+    hang_up(release, live)
+    until(lambda: release.log.count("web: serving ") >= 2 and is_listened_on(elsewhere), "another address")
+    newest = release.api("/deployments", limit=1)[0]
+    assert (newest["trigger"], release.ended(newest["id"])["outcome"]) == ("start", "deployed")
+    assert "Traceback" not in release.log
 
 
 # --- what stands in hookdeploy's own environment

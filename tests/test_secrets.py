@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
-from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site, until
 
 FROM_FILE, ROTATED, FROM_COMMAND = "canary-of-the-env-file", "canary-after-a-rotation", "canary-of-the-command-line"
+TOKEN = "canary-of-the-forge"
 CONFIG = f"""{RELEASE}
 env_file = "web.env"
 env = {{ API_TOKEN = "{FROM_COMMAND}" }}
@@ -37,6 +40,9 @@ def hookdeploy(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
         yield made
 
 
+LISTS = ("/deployments", "/apps", "/deliveries", "/parked", "/server")
+
+
 def declare(directory: Path, password: str) -> None:
     file = directory / "web.env"
     file.touch(mode=0o600)
@@ -49,7 +55,7 @@ def shown(hookdeploy: Hookdeploy, *deployments: str) -> dict[str, bytes]:
     But for the servers' own logs, into which gunicorn itself writes, and for the records of running servers, which
     hold their environment: the next hookdeploy starts them again with it. Nobody else can read either.
     """
-    answers = {path: json.dumps(hookdeploy.api(path)) for path in ("/deployments", "/apps", "/deliveries", "/server")}
+    answers = {path: json.dumps(hookdeploy.api(path)) for path in LISTS}
     answers |= {f"/deployments/{each}": json.dumps(hookdeploy.api(f"/deployments/{each}")) for each in deployments}
     answers |= {f"/deployments/{each}/log": hookdeploy.log_of(each) for each in deployments}
     answers["twistd's log"] = hookdeploy.log
@@ -63,7 +69,7 @@ def shown(hookdeploy: Hookdeploy, *deployments: str) -> dict[str, bytes]:
 def leaks(hookdeploy: Hookdeploy, *deployments: str) -> list[str]:
     said = shown(hookdeploy, *deployments)
     assert any("journal.sqlite3" in name for name in said)
-    canaries = (FROM_FILE, ROTATED, FROM_COMMAND)
+    canaries = (FROM_FILE, ROTATED, FROM_COMMAND, TOKEN)
     return [f"{canary} in {name}" for name, data in said.items() for canary in canaries if canary.encode() in data]
 
 
@@ -103,3 +109,53 @@ def test_a_secret_that_was_changed_is_masked_in_the_next_deployment(hookdeploy: 
     for deployment in (first, second, third):
         assert "file: [secret], command: [secret]" in hookdeploy.log_of(deployment["id"])
     assert leaks(hookdeploy, *(each["id"] for each in (first, second, third))) == []
+
+
+class Telltale(BaseHTTPRequestHandler):
+    """A forge that is not well, and says aloud what it was told in confidence."""
+
+    def do_GET(self) -> None:
+        told = self.headers["Authorization"] or ""
+        assert isinstance(self.server, Forge)
+        body = json.dumps({"message": f"nobody may enter with {told}"}).encode()
+        self.send_response(401)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        self.server.told.append(told)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: what it would say goes to the test's own output."""
+
+
+class Forge(HTTPServer):
+    """It listens on a port of its own, and remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Telltale)
+        self.told: list[str] = []
+
+
+@pytest.fixture
+def forge() -> Iterator[Forge]:
+    with Forge() as forge:
+        thread = Thread(target=forge.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield forge
+        forge.shutdown()
+        thread.join()
+
+
+def test_the_token_reaches_its_forge_and_nobody_else(hookdeploy: Hookdeploy, forge: Forge) -> None:
+    """T45: not even by way of what the forge says."""
+    token = hookdeploy.directory / "github.token"
+    token.touch(mode=0o600)
+    token.write_text(f"{TOKEN}\n")
+    lines = f'token = {{ file = "github.token" }}\napi = "http://127.0.0.1:{forge.server_port}"\n'
+    hookdeploy.configure(CONFIG.replace("[apps.web]", f"{lines}[apps.web]"))
+    hookdeploy.start()
+    assert hookdeploy.first()["outcome"] == "deployed"
+    until(lambda: TOKEN in str(forge.told), "question that the forge was asked")
+    hookdeploy.wait_for_log("nobody may enter with")
+    assert leaks(hookdeploy) == []

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import sqlite3
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +100,37 @@ def test_what_does_not_start_ends_with_1_and_says_what_serves(server: Hookdeploy
     assert "nothing_of_this_name" in result.stderr
     assert f"web still serves {one[:7]} " in result.stderr
     assert server.page() == "one"
+
+
+# --- replay
+
+
+def test_what_failed_for_a_reason_outside_is_deployed_by_a_replay(server: Hookdeploy, origin: Origin) -> None:
+    build = server.directory / "build.sh"
+    sound = build.read_text()
+    build.write_text("exit 1")
+    tip = origin.push(site("two"))
+    answer = server.send(payloads.push(after=tip), guid="1")
+    assert server.ended(answer["deployments"][0])["outcome"] == "failed"
+    build.write_text(sound)
+    [made] = well(server, "replay", answer["delivery"])["deployments"]
+    assert (made["trigger"], made["outcome"], made["revision"]) == ("replay", "deployed", tip)
+    assert server.page() == "two"
+    delivery = server.api(f"/deliveries/{answer['delivery']}")
+    assert delivery["deployments"] == [*answer["deployments"], made["id"]]
+
+
+def test_a_replay_deploys_the_tip_and_not_what_was_taken_back(server: Hookdeploy, origin: Origin) -> None:
+    answer = server.send(payloads.push(after=origin.push(site("two"))), guid="1")
+    server.ended(answer["deployments"][0])
+    well(server, "rollback")
+    [made] = well(server, "replay", answer["delivery"])["deployments"]
+    assert (made["outcome"], server.page()) == ("unchanged", "one")
+    tip = origin.push(site("three"))
+    result = run(server, "replay", answer["delivery"])
+    assert result.exit_code == 0, result.output
+    assert f"\ndeployed {tip[:7]} " in result.output
+    assert server.page() == "three"
 
 
 # --- roll back
@@ -212,6 +246,24 @@ def test_pin_and_pause_outlive_a_restart(server: Hookdeploy, origin: Origin) -> 
     well(server, "resume", "web")
     assert server.ended(waiting)["outcome"] == "deployed"
     assert server.page() == "two"
+
+
+def test_what_a_pause_holds_back_outlives_a_kill_in_the_midst_of_a_rollback(server: Hookdeploy, origin: Origin) -> None:
+    """P34: the rollback does not take the place of what waits, no more than it did before the kill."""
+    well(server, "pause", "web")
+    waiting = server.announce(origin.push(site("two")))
+    server.stop(signal.SIGKILL)
+    back = int(waiting, 16) + 1
+    with closing(sqlite3.connect(server.state / "journal.sqlite3", isolation_level=None)) as journal:
+        sql = (
+            "INSERT INTO deployments (id, app, \"trigger\", queued_at, wanted) VALUES (?, 'web', 'rollback', 0, 'gone')"
+        )
+        journal.execute(sql, (back,))
+    server.start()
+    assert "is not kept any more" in server.ended(f"{back:013x}")["reason"]
+    assert server.api(f"/deployments/{waiting}")["outcome"] is None
+    well(server, "resume", "web")
+    assert server.ended(waiting)["outcome"] == "deployed"
 
 
 def test_what_is_cancelled_ends_with_all_that_it_has_started(server: Hookdeploy, origin: Origin) -> None:

@@ -5,11 +5,12 @@ The wiring of one app; ``tap`` wires the process.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from twisted.python.failure import Failure
 from twisted_hook.accounts import Account, NeedsRoot, NoSuchAccount, to_become
 from twisted_hook.appserver import SocketServer
 from twisted_hook.boundaries import Checkout, CommandRunner, DeploymentLog, Environments, Journal
+from twisted_hook.builders import Builders
 from twisted_hook.candidate import Trials
 from twisted_hook.clone import Clone
 from twisted_hook.commands import GIT_TIMEOUT, Ambient
@@ -29,7 +31,7 @@ from twisted_hook.configfile import SHORTEST_REDACTED, read_env_file
 from twisted_hook.deploymentlog import FileLog
 from twisted_hook.environments import KeyedEnvironments, OwnEnvironments
 from twisted_hook.lanes import Lane
-from twisted_hook.model import Deployment, JournalUnavailable, Refused, Steering, StepFailed, Tree, Trigger
+from twisted_hook.model import Deployment, JournalUnavailable, NoRoom, Refused, Steering, StepFailed, Tree, Trigger
 from twisted_hook.process import Reactor
 from twisted_hook.redaction import Redactor
 from twisted_hook.releases import Releases, mirror_name
@@ -39,6 +41,8 @@ COMMANDS = "commands"
 """The directory in the state directory in which running commands are written down."""
 USUAL_FLOOR = 256 * 1024**2
 """Bytes that must be free before a deployment begins; on a small disk, a twentieth of it."""
+CORES = len(os.sched_getaffinity(0))
+"""Those that we may use; as many builds run at a time unless the configuration says otherwise."""
 LOGS_KEPT = 1000
 """Logs of deployments, of all apps together."""
 
@@ -56,6 +60,9 @@ class Tools:
     redactor: Redactor
     min_free: int | None = None
     """Bytes; see ``ServerConfig``."""
+    look: Callable[[Collection[str]], None] = lambda apps: None
+    """Has the remotes of these apps looked at, until that has succeeded."""
+    builders: Builders = field(default_factory=lambda: Builders(CORES))
     locks: defaultdict[str, DeferredLock] = field(default_factory=lambda: defaultdict(DeferredLock))
     """One for each repository."""
 
@@ -64,13 +71,13 @@ class Tools:
         return self.redactor.text(text)
 
     def ask_for_room(self) -> None:
-        """Raises ``StepFailed`` if less is free on the state directory's disk than a deployment may begin with."""
+        """Raises ``NoRoom`` if less is free on the state directory's disk than a deployment may begin with."""
         disk = shutil.disk_usage(self.state)
         floor = min(USUAL_FLOOR, disk.total // 20) if self.min_free is None else self.min_free
         if disk.free < floor:
-            raise StepFailed(
+            raise NoRoom(
                 f"the disk of {self.state} is nearly full: {_mebibytes(disk.free)} are free, and server.min_free "
-                f"asks for {_mebibytes(floor)}; make room, and deploy again"
+                f"asks for {_mebibytes(floor)}; make room, and what was pushed is tried again"
             )
 
     def open_log(self, deployment: str) -> DeploymentLog:
@@ -113,6 +120,19 @@ class App:
     @property
     def branch(self) -> str | None:
         return self.config.branch
+
+    @property
+    def tag(self) -> str | None:
+        return self.config.tag
+
+    @property
+    def poll(self) -> float:
+        return self.config.poll
+
+    @property
+    def story(self) -> Story:
+        """What the next deployment works with."""
+        return self._story
 
     @property
     def bind(self) -> str | None:
@@ -226,6 +246,8 @@ class App:
             now=tools.now,
             shown=tools.shown,
             ask_for_room=tools.ask_for_room,
+            turn_to_build=tools.builders.turn,
+            try_again_later=lambda: tools.look([config.name]),
             home=self._account.home if self._account else None,
         )
 
@@ -264,6 +286,7 @@ class App:
             app=config.name,
             url=url,
             branch=config.branch,
+            tag=config.tag,
             directory=directory,
             mirror=tools.state / "mirrors" / mirror_name(url),
             keep_newest=config.keep,

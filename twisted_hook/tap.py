@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import atexit
 import fcntl
+import gc
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -22,13 +23,16 @@ from twisted.internet.defer import Deferred, DeferredLock, gatherResults, maybeD
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorFromThreads
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python import usage
 from twisted.python.failure import Failure
 
 from twisted_hook import __version__, configfile, leftovers, serverrecords, sockets
 from twisted_hook.api import LIMITS, Api
-from twisted_hook.apps import COMMANDS, App, Tools, servers_of
+from twisted_hook.apps import COMMANDS, CORES, App, Tools, servers_of
+from twisted_hook.boundaries import Redeliveries
+from twisted_hook.builders import Builders
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, Config, ConfigError
 from twisted_hook.configfile import Settings
@@ -38,12 +42,16 @@ from twisted_hook.journal import SqliteJournal
 from twisted_hook.keeping import Keeper, NoKeeper
 from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
 from twisted_hook.process import SpawningRunner
+from twisted_hook.reconcile import Reconcile
 from twisted_hook.redaction import Redactor
+from twisted_hook.redelivery import Redelivery
 from twisted_hook.site import GuardedRequest, GuardedSite, Limits
 from twisted_hook.sockets import CannotListen
 
 TWISTD_UMASK = 0o077
 """What twistd sets where nobody asks for another; it would hide a clone from the web server of its static files."""
+PRUNING = 3600.0
+"""Seconds between two times that the journal lets go of what is old."""
 STEP_LIMIT = 15.0
 """Seconds for each step of stopping; an app has those of its drain on top."""
 
@@ -114,10 +122,14 @@ class Hookdeploy(Service):
         self._reloading = DeferredLock()
         self._reload_waits = False
         self._listeners: dict[str, socket.socket] = {}
+        self._webhooks: Sequence[Redeliveries] = ()
+        """Those of which failed deliveries are asked for."""
         self._apps: dict[str, App] = {}
         self._homeless: list[Deployment] = []
-        """Deployments of an app that is stopped by a reload."""
+        """Deployments of apps that a reload has stopped."""
         self._api_port: IListeningPort | None = None
+        self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self._prune()))
+        self._pruning.clock = reactor
         self._door = Door(reactor, keeper=self._keeper, screen=self._screen, limits=_limits(settings))
 
     # --- taking: all that can fail at once
@@ -209,7 +221,9 @@ class Hookdeploy(Service):
         if given != TWISTD_UMASK:
             os.umask(given)
         settings, state = self._settings, self._settings.config.state
-        self._journal = SqliteJournal.open(state / "journal.sqlite3", self._reactor.callFromThread)
+        self._journal = SqliteJournal.open(
+            state / "journal.sqlite3", self._reactor.callFromThread, renewed=lambda _: self._renewed()
+        )
         self._tools = Tools(
             reactor=self._reactor,
             journal=self._journal,
@@ -219,9 +233,23 @@ class Hookdeploy(Service):
             now=time.time,
             redactor=Redactor(settings.redact),
             min_free=settings.config.server.min_free,
+            builders=Builders(_most_builds(settings)),
         )
-        self._intake = Intake(self._journal, self._submit, settings.hooks, time.time)
-        self._api = Api(self._journal, self._apps.values, state / "logs", source=settings.source)
+        self._reconcile = Reconcile(self._reactor, self._apps.values, self._submit)
+        self._tools.look = self._reconcile.look
+        self._webhooks = self._webhooks_of(settings)
+        self._redelivery = Redelivery(self._reactor, self._journal, lambda: self._webhooks, now=time.time)
+        self._intake = Intake(
+            self._journal,
+            self._submit,
+            settings.hooks,
+            time.time,
+            missed=self._missed,
+            repeated=self._reconcile.look,
+        )
+        self._api = Api(
+            self._journal, self._apps.values, state / "logs", source=settings.source, replay=self._intake.replay
+        )
         self._keeper.watch(self._reactor)
         self._warn(settings)
         for config in settings.config.apps.values():
@@ -231,6 +259,9 @@ class Hookdeploy(Service):
 
     async def _begin(self) -> None:
         unfinished = await self._journal.unfinished()
+        for app in self._apps.values():  # before anything is put into a lane: what is held back is not to be replaced
+            if (await app.steering()).paused:
+                app.lane.pause()
         # All of this in one turn of the reactor: a lane that began in between would deploy before it serves.
         homeless = [each for each in unfinished if each.app not in self._apps]
         for deployment in unfinished:
@@ -238,16 +269,49 @@ class Hookdeploy(Service):
                 self._apps[deployment.app].lane.take_up(deployment)
         for app in self._apps.values():
             app.lane.resume()
-        for deployment in homeless:
-            await self._take_up(deployment)
+        self._homeless += homeless
+        await self._house()
         await self._serve_api(self._settings.config.state / "api.sock")
         self._door.open(self._intake.resource())
+        self._pruning.start(PRUNING)
+        self._reconcile.start()
+        self._redelivery.start()
+        gc.collect()
+        gc.freeze()  # what has been loaded stays: to look through it in each collection holds the door up
         self._log.info(
             "hookdeploy {version} takes hooks on {listen}: {paths}",
             version=__version__,
             listen=", ".join(self._settings.config.server.listen),
             paths=", ".join(hook.path for hook in self._settings.hooks),
         )
+
+    def _missed(self, apps: Collection[str]) -> None:
+        """A delivery for these apps could not be taken."""
+        self._reconcile.look(apps)
+        self._redelivery.look()
+
+    def _renewed(self) -> None:
+        """The journal has lost its file: it may not know any more what was pushed."""
+        self._reconcile.changed()
+        self._reconcile.look()
+        self._redelivery.look()
+
+    def _webhooks_of(self, settings: Settings) -> Sequence[Redeliveries]:
+        if not settings.tokens:
+            return ()
+        # Few have a token, and what it stands on would be a tenth of every start.
+        from twisted_hook.outward.redeliveries import webhooks_of  # noqa: PLC0415
+
+        return webhooks_of(settings.config, settings.tokens, self._reactor, now=time.time)
+
+    async def _prune(self) -> None:
+        server = self._settings.config.server
+        try:
+            await self._journal.prune(before=time.time() - server.history, rows=server.history_rows)
+        except JournalUnavailable as problem:
+            self._log.warn("the journal lets go of nothing: {problem}", problem=str(problem))
+        except Exception:  # noqa: BLE001 - the next time may be luckier: whoever raises here is not asked again
+            self._log.failure("letting go of old rows")
 
     def _cannot_begin(self, failure: Failure) -> None:
         self._log.failure("hookdeploy cannot start", failure)
@@ -260,7 +324,15 @@ class Hookdeploy(Service):
             app.lane.take_up(deployment)
             return
         reason = "the app is not configured any more"
-        await self._journal.finish(deployment.id, Outcome.INTERRUPTED, time.time(), reason=reason)
+        try:
+            await self._journal.finish(deployment.id, Outcome.INTERRUPTED, time.time(), reason=reason)
+        except JournalUnavailable as problem:  # it is as good as ended, and keeps nobody from a start or a reload
+            self._log.error("{app}: the journal: {problem}", app=deployment.app, problem=str(problem))
+
+    async def _house(self) -> None:
+        """Put the deployments of apps that were stopped into the lanes of those that have their names now."""
+        while self._homeless:
+            await self._take_up(self._homeless.pop(0))
 
     async def _serve_api(self, path: Path) -> None:
         path.unlink(missing_ok=True)  # whoever left it is gone: the state directory's lock is ours
@@ -273,10 +345,14 @@ class Hookdeploy(Service):
 
     def _submit(self, deployment: Deployment) -> None:
         app = self._apps.get(deployment.app)
-        if app is None:  # it is being exchanged for another one of that name
-            self._homeless.append(deployment)
-        else:
+        if app is not None:
             app.lane.submit(deployment)
+            return
+        self._homeless.append(deployment)  # its app is being exchanged for another one of that name, or has gone
+        if len(self._homeless) == 1:
+            self._reloading.run(lambda: Deferred.fromCoroutine(self._house())).addErrback(
+                lambda failure: self._log.failure("what was pushed to an app that is exchanged", failure)
+            )
 
     def _add(self, config: AppConfig) -> App:
         servers_of(self._settings.config.state, config.name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -308,24 +384,41 @@ class Hookdeploy(Service):
                 raise CannotStart("state: another state directory needs a restart")
             _prepare(settings.config)
             self._take_ports(settings)
+            begun = await self._begin_anew(settings)
         except (CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
-            await self._door.keep_only(self._settings.config.server.listen)
+            await self._hold_only(self._settings.config)
             return
         self._warn(settings)
-        await self._apply(settings)
+        await self._apply(settings, begun)
         self._log.info("the configuration was read again")
 
     def _warn(self, settings: Settings) -> None:
         for warning in settings.warnings:
             self._log.warn("{warning}", warning=warning)
 
-    async def _apply(self, settings: Settings) -> None:
-        old, self._settings = self._settings.config.apps, settings
-        new = settings.config.apps
+    async def _begin_anew(self, settings: Settings) -> list[Deployment]:
+        """Write down what is to be deployed for the new configuration itself, while nothing has changed yet."""
+        begun: list[Deployment] = []
+        try:
+            for name, config in settings.config.apps.items():
+                old = self._settings.config.apps.get(name)
+                if old is not None and not _is_another(old, config) and _deploys_something_else(old, config):
+                    begun.append(await self._journal.enqueue(name, Trigger.START))
+        except JournalUnavailable as problem:
+            for deployment in begun:
+                self._submit(deployment)
+            raise CannotStart(f"the journal: {problem}") from problem
+        return begun
+
+    async def _apply(self, settings: Settings, begun: Sequence[Deployment]) -> None:
+        before, self._settings = self._settings.config, settings
+        old, new = before.apps, settings.config.apps
         self._tools.redactor = Redactor(settings.redact)
         self._tools.min_free = settings.config.server.min_free
+        if settings.config.server.max_builds != before.server.max_builds:
+            self._tools.builders.allow(_most_builds(settings))
         self._door.site.limits = _limits(settings)
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
@@ -336,16 +429,20 @@ class Hookdeploy(Service):
                 self._add(config).lane.resume()
             elif config != old[name]:
                 self._apps[name].configure(config, self._listener_for(config))
-                if _deploys_something_else(old[name], config):
-                    self._submit(await self._journal.enqueue(name, Trigger.START))
+        for deployment in begun:
+            self._submit(deployment)
         self._intake.replace(settings.hooks)
-        while self._homeless:
-            await self._take_up(self._homeless.pop(0))
-        self._close_listeners(keep={config.bind for config in new.values() if config.served})
-        await self._door.keep_only(settings.config.server.listen)
-        self._keeper.keep_only(
-            {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in settings.config.server.listen}
-        )
+        await self._house()
+        self._reconcile.changed()
+        self._webhooks = self._webhooks_of(settings)
+        await self._hold_only(settings.config)
+
+    async def _hold_only(self, config: Config) -> None:
+        """Let go of the sockets that are not in this configuration."""
+        self._close_listeners(keep={app.bind for app in config.apps.values() if app.served})
+        await self._door.keep_only(config.server.listen)
+        names = {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in config.server.listen}
+        self._keeper.keep_only(names)
 
     async def _let_go(self, name: str) -> None:
         """Stop an app; what it has not finished is for the one that takes its name, if there is one."""
@@ -389,6 +486,7 @@ class Hookdeploy(Service):
         else:
             await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
+        await self._within(STEP_LIMIT, "ending what is done now and then", self._end_what_recurs())
         await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
         await self._within(STEP_LIMIT, "closing the journal", self._journal.close())
@@ -398,6 +496,12 @@ class Hookdeploy(Service):
         """Wait for a reload that is under way; one that still waits sees that we do not run any more."""
         await self._reloading.acquire()
         self._reloading.release()
+
+    async def _end_what_recurs(self) -> None:
+        if self._pruning.running:
+            self._pruning.stop()
+        await self._reconcile.stop()
+        await self._redelivery.stop()
 
     async def _stop_apps(self) -> None:
         ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
@@ -469,9 +573,13 @@ def _limits(settings: Settings) -> Limits:
     return Limits(max_body=settings.config.server.max_body)
 
 
+def _most_builds(settings: Settings) -> int:
+    return settings.config.server.max_builds or CORES
+
+
 def _deploys_something_else(old: AppConfig, new: AppConfig) -> bool:
     """Whether the current tree is not what the new configuration would make of the remote."""
-    keys = ("repository", "branch", "build", "shared", "user")
+    keys = ("repository", "branch", "tag", "build", "shared", "user")
     return any(getattr(old, key) != getattr(new, key) for key in keys)
 
 
