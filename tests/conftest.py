@@ -47,6 +47,19 @@ def logged_failures() -> Iterator[list[LogEvent]]:
     assert not collector.found, [event["log_failure"].getTraceback() for event in collector.found]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--histories", type=int, default=200, help="how many random histories test_history.py looks at")
+    parser.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """What takes ``seeds`` runs once for each score of them, so that the cores share them."""
+    if "seeds" in metafunc.fixturenames:
+        first, number = metafunc.config.getoption("first_seed"), metafunc.config.getoption("histories")
+        scores = [range(seed, min(seed + 20, first + number)) for seed in range(first, first + number, 20)]
+        metafunc.parametrize("seeds", scores, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+
+
 def pytest_collection_finish() -> None:
     """What has been imported by now stays: looking through it again after every test would be most of their time."""
     gc.collect()
