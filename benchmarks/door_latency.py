@@ -72,11 +72,12 @@ def measure(words: str, port: int, given: argparse.Namespace, *, repository: str
 
 
 @contextlib.contextmanager
-def bare_site(directory: Path) -> Iterator[int]:
+def bare_site(directory: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+    """The baseline's port and its process."""
     port = rig.free_port()
-    with rig.running(rig.module("bare_site", str(port)), directory / "bare_site.log", cwd=rig.ROOT):
+    with rig.running(rig.module("bare_site", str(port)), directory / "bare_site.log", cwd=rig.ROOT) as process:
         rig.wait_for_page(port, "ok")
-        yield port
+        yield port, process
 
 
 @contextlib.contextmanager
@@ -105,7 +106,7 @@ def measure_bare(directory: Path, given: argparse.Namespace) -> Iterator[Result]
     """The bare site alone, and beside the same build."""
     directory.mkdir()
     project = rig.Project.make(directory, "busy", {"build.py": BUILD, "seconds": "3600"})
-    with bare_site(directory) as port:
+    with bare_site(directory) as (port, _):
         yield measure("bare site", port, given, repository=project.name, ref=rig.BRANCH)
         with building_by_hand(project, directory):
             yield measure("bare site beside the same build", port, given, repository=project.name, ref=rig.BRANCH)

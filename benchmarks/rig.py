@@ -186,6 +186,35 @@ def _stat(pid: int) -> list[str]:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
+def members(session: int) -> list[list[str]]:
+    """What proc_pid_stat(5) tells of each process of a session, as ``_stat`` gives it."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            stat = _stat(int(process.name))
+            if int(stat[3]) == session:
+                found.append(stat)
+    return found
+
+
+def cpu_seconds(session: int) -> float:
+    """The processor time of all processes of a session, and of their children that have ended, so far."""
+    ticks = sum(int(word) for stat in members(session) for word in stat[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def come_to_rest(session: int) -> float:
+    """Wait until a session has used no processor for a third of a second; what it has used so far, in seconds."""
+    seen = [-1.0]
+
+    def rests() -> bool:
+        seen.append(cpu_seconds(session))
+        return seen[-1] == seen[-2]
+
+    wait_until(rests, "an end of the work", every=0.3)
+    return seen[-1]
+
+
 def generations(directory: Path) -> list[int]:
     """The masters of the servers that hookdeploy has started in this directory and that still run."""
     parents = {}
@@ -358,7 +387,8 @@ def configure(directory: Path, port: int, apps: Mapping[str, Mapping[str, object
         '[hooks.github]\nforge = "github"\nsecrets = [{ file = "hook.secret" }]',
     ]
     for name, app in apps.items():
-        keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in app.items())
+        # No look at the remote of its own accord, which would come at any time.
+        keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"poll": "0", **app}.items())
         lines.append(f'[apps.{name}]\nhook = "github"\nbranch = "main"\n{keys}')
     file = directory / "hookdeploy.toml"
     file.write_text("\n\n".join(lines) + "\n")
@@ -366,11 +396,11 @@ def configure(directory: Path, port: int, apps: Mapping[str, Mapping[str, object
 
 
 @contextlib.contextmanager
-def hookdeploy(configuration: Path, port: int) -> Iterator[Hookdeploy]:
+def hookdeploy(configuration: Path, port: int, *, env: Mapping[str, str] | None = None) -> Iterator[Hookdeploy]:
     """hookdeploy as a process, from the moment when it answers."""
     directory = configuration.parent
     command = twistd("hookdeploy", "--config", str(configuration))
-    with running(command, directory / "hookdeploy.log", cwd=directory) as process:
+    with running(command, directory / "hookdeploy.log", cwd=directory, env=env) as process:
         wait_until(lambda: process.poll() is not None or page(port, "/healthz") == "ok", "an answer of hookdeploy")
         if process.returncode is not None:
             raise NotMeasured("hookdeploy does not start")
@@ -401,3 +431,7 @@ def show(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None
 
 def verdict(figure: float, goal: float) -> str:
     return f"≤ {goal:g}: {'met' if figure <= goal else 'missed'}"
+
+
+def verdict_at_least(figure: float, goal: float) -> str:
+    return f"≥ {goal:g}: {'met' if figure >= goal else 'missed'}"
