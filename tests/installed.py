@@ -52,6 +52,7 @@ bind = "127.0.0.1:APP_PORT"
 workers = 1
 drain = "5s"
 probation = "0s"
+poll = "0"
 """
 IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
 

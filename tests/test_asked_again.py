@@ -17,7 +17,6 @@ from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site, until
 
 TOKEN = "github_pat_11ABCDEFG0canary"
 FIRST, SECOND = "72d3162e-cc78-11e3-81ab-4c9367dc0958", "0b989ba4-242f-11e5-81e1-c7b6966d2516"
-WITHOUT_POLL = RELEASE + 'poll = "0"\n'
 ATTEMPTS = "/repos/acme/web/hooks/1/deliveries/{}/attempts"
 
 
@@ -73,7 +72,7 @@ class Asked(BaseHTTPRequestHandler):
 @pytest.fixture
 def hookdeploy(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
     """One that never looks at its remote by itself."""
-    with put_away(Hookdeploy(tmp_path, config=WITHOUT_POLL)) as made:
+    with put_away(Hookdeploy(tmp_path, config=RELEASE)) as made:
         yield made
 
 
@@ -99,7 +98,7 @@ def test_a_push_that_came_while_it_was_down_is_asked_for_once(
     token.touch(mode=0o600)
     token.write_text(f"{TOKEN}\n")
     asking = f'token = {{ file = "token" }}\napi = "http://127.0.0.1:{github.server_port}"\n[apps.web]'
-    hookdeploy.configure(WITHOUT_POLL.replace("[apps.web]", asking))
+    hookdeploy.configure(RELEASE.replace("[apps.web]", asking))
     hookdeploy.start()
     hookdeploy.wait_for_page("two")
     assert hookdeploy.api("/deployments", limit=1)[0]["trigger"] == "push"

@@ -878,6 +878,7 @@ class EnvironmentTests(SynchronousTestCase):
                 "REPO_PATH": "blog",
                 "APP_MODULE": "a.b:c",
                 "APP_BIND": "unix:x.sock",
+                "APP_POLL": "30s",
                 "HOOK_LISTEN": "tcp:9000",
                 "HOOKDEPLOY_STATE": "state",
             },
@@ -885,7 +886,7 @@ class EnvironmentTests(SynchronousTestCase):
         )
         app = config.apps["blog"]
         self.assertEqual((app.path, config.state), (Path("/srv/blog"), Path("/srv/state")))
-        self.assertEqual((app.wsgi, app.bind), ("a.b:c", "unix:/srv/x.sock"))
+        self.assertEqual((app.wsgi, app.bind, app.poll), ("a.b:c", "unix:/srv/x.sock", 30.0))
         self.assertEqual((config.server.listen, config.hooks[0].allow_sha1), (("tcp:9000",), True))
 
     def test_every_fault_names_its_variable(self) -> None:

@@ -13,9 +13,8 @@ import pytest
 from tests import payloads
 from tests.installed import RELEASE, Hookdeploy, Origin, git, put_away, site, until
 
-POLLED = f'{RELEASE}poll = "5s"\n'
-TAGGED = f'{RELEASE}tag = "v*"\npoll = "5s"\n'
-UNPOLLED = f'{RELEASE}poll = "0"\n'
+POLLED = RELEASE.replace('poll = "0"', 'poll = "5s"')
+TAGGED = f'{POLLED}tag = "v*"\n'
 NO_HOOK = "branch moved, no hook came"
 
 
@@ -36,7 +35,7 @@ def polled(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
 
 @pytest.fixture
 def unpolled(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
-    with started(tmp_path, UNPOLLED) as hookdeploy:
+    with started(tmp_path, RELEASE) as hookdeploy:
         yield hookdeploy
 
 

@@ -298,7 +298,9 @@ def mounted(directory: Path, size: int) -> Iterator[Path]:
 def small(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
     """One whose state directory is a disk of 40 MiB, and that serves its first page."""
     with mounted(tmp_path / "state", 40 * MIB), put_away(Hookdeploy(tmp_path, config=RELEASE)) as hookdeploy:
-        hookdeploy.configure(RELEASE.replace("[server]\n", "[server]\nmin_free = 0\n") + 'poll = "5s"\n')
+        hookdeploy.configure(
+            RELEASE.replace("[server]\n", "[server]\nmin_free = 0\n").replace('poll = "0"', 'poll = "5s"')
+        )
         hookdeploy.start()
         assert hookdeploy.first()["outcome"] == "deployed"
         yield hookdeploy
@@ -354,7 +356,7 @@ def test_half_a_pack_that_a_kill_has_left_on_a_full_disk_is_gone_with_the_next_s
     small: Hookdeploy, origin: Origin
 ) -> None:
     """P67, P84: with less room than a deployment may begin with, nothing would be fetched, and so nothing tidied."""
-    small.configure(RELEASE.replace("[server]\n", f"[server]\nmin_free = {8 * MIB}\n") + 'poll = "0"\n')
+    small.configure(RELEASE.replace("[server]\n", f"[server]\nmin_free = {8 * MIB}\n"))
     small.stop(signal.SIGKILL)
     [mirror] = (small.state / "mirrors").glob("*.git")
     fill(mirror / "objects" / "pack" / "tmp_pack_x", but=2 * MIB)
@@ -407,7 +409,6 @@ def test_a_damaged_journal_is_put_aside_and_what_nobody_told_of_is_found(
 
     ``poll`` is off: it is the lost journal that makes hookdeploy look.
     """
-    release.configure(RELEASE + 'poll = "0"\n')
     release.start()
     release.first()
     server = server_of(release)

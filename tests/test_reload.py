@@ -131,13 +131,11 @@ def test_a_reload_that_the_journal_cannot_bear_is_refused_and_can_be_repeated(
     release: Hookdeploy, origin: Origin
 ) -> None:
     """P85: what it makes hookdeploy deploy cannot be written down, so that nothing is half done."""
-    unpolled = RELEASE + 'poll = "0"\n'
-    release.configure(unpolled)
     release.start()
     release.first()
     git(origin.path, "branch", "live", origin.push(site("live")))
     elsewhere = free_port()
-    live = unpolled.replace("[apps.web]", '[apps.web]\nbranch = "live"').replace("APP_PORT", str(elsewhere))
+    live = RELEASE.replace("[apps.web]", '[apps.web]\nbranch = "live"').replace("APP_PORT", str(elsewhere))
     with closing(sqlite3.connect(release.state / "journal.sqlite3", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         hang_up(release, live, REFUSED + "the journal: ")

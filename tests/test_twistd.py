@@ -51,6 +51,7 @@ def by_environment(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
         "REPO_PATH": str(tmp_path / "clone"),
         "APP_BIND": "127.0.0.1:APP_PORT",
         "HOOK_LISTEN": "tcp:HOOK_PORT:interface=127.0.0.1",
+        "APP_POLL": "0",
     }
     state = tmp_path / ".hookdeploy-clone"
     with put_away(Hookdeploy(tmp_path, environ=environ, state=state, hook_path="/github")) as hookdeploy:
@@ -186,6 +187,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hookdepl
     secret.write_bytes(b"the other hook's own secret")
     more = """
 [apps.api]
+poll = "0"
 secret = { file = "api.secret" }
 repository = "origin.git"
 names = ["acme/api"]

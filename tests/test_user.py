@@ -23,6 +23,7 @@ secrets = [{ file = "hook.secret" }]
 hook = "github"
 repository = "DIRECTORY/origin.git"
 names = ["acme/web"]
+poll = "0"
 build = ["sh build.sh DIRECTORY/state DIRECTORY/hook.secret"]
 """
 AS_NOBODY = f"""{CONFIG}

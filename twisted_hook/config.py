@@ -51,6 +51,8 @@ __all__ = [
 
 _VARIABLES_NOT_AVAILABLE_YET = ("DASHBOARD_LISTEN",)
 
+USUAL_POLL = 300.0
+"""Seconds between two looks at a remote, where nothing else is said."""
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -140,7 +142,7 @@ class AppConfig:
     branch: str | None = None
     tag: str | None = None
     """A pattern: the newest tag that matches is deployed, instead of a branch."""
-    poll: float = 300.0
+    poll: float = USUAL_POLL
     """Seconds between two looks at the remote; 0 turns them off."""
     mode: Literal["release", "in-place"] = "release"
     path: Path | None = None
@@ -501,12 +503,14 @@ def _only_app(variables: _Variables, hook: str, base: Path) -> AppConfig:
         lambda value: Path(os.path.normpath(configvalues.path(value, base))),
         meaning="the existing clone that is to be kept up to date",
     )
+    poll = variables.optional("APP_POLL", configvalues.poll)
     return AppConfig(
         name=app_name(clone.name if clone else ""),
         hook=hook,
         mode="in-place",
         path=clone,
         build=(),
+        poll=USUAL_POLL if poll is None else poll,
         wsgi=variables.optional("APP_MODULE", configvalues.wsgi),
         bind=variables.optional("APP_BIND", lambda value: addresses.bind(value, base)) or "127.0.0.1:8080",
     )

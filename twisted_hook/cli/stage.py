@@ -60,6 +60,7 @@ names = ["you/hello"]
 branch = "main"
 wsgi = "wsgi:application"
 bind = "127.0.0.1:{app_port}"
+poll = "0"
 health = "/"
 probation = "500ms"  # usually longer: both answer meanwhile
 """
