@@ -30,6 +30,7 @@ from twisted_hook.configvalues import looks_like_shell, name_of
 from twisted_hook.forges import flaw
 from twisted_hook.hooks import Hook, Subscription
 from twisted_hook.localgit import LocalClone
+from twisted_hook.refs import HEADS
 from twisted_hook.survey import PASSABLE, Survey, check_state, content, read_env_file
 
 __all__ = ["DEFAULT_NAME", "Settings", "load", "prepare_state", "read_env_file"]
@@ -144,7 +145,7 @@ def _apps_of(config: Config, hook: HookConfig) -> list[AppConfig]:
 
 
 def _subscription(app: AppConfig) -> Subscription:
-    return Subscription(app.name, app.names, f"refs/heads/{app.branch}" if app.branch else None, app.tag)
+    return Subscription(app.name, app.names, f"{HEADS}{app.branch}" if app.branch else None, app.tag)
 
 
 # --- what no sink may show

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from twisted_hook.model import Message, Push, Refused
+from twisted_hook.refs import HEADS, TAGS
 
 Headers = Callable[[bytes], Sequence[bytes]]
 """Gives every value of a header, in the order in which they came; the name is lower case.
@@ -19,8 +20,6 @@ All of them, because of two that differ a rule must see both: ``Request.getHeade
 
 JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
-BRANCHES = "refs/heads/"
-TAGS = "refs/tags/"
 
 
 def media_type(headers: Headers) -> bytes:
@@ -54,12 +53,12 @@ class Subscription:
     def wants(self, push: Push) -> bool:
         """Whether the push is of this app's ref, compared exactly, or of a tag that matches."""
         if self.tag is not None:
-            return push.ref.startswith(TAGS) and fnmatchcase(push.ref.removeprefix(TAGS), self.tag)
+            return fnmatchcase(push.ref, f"{TAGS}{self.tag}")
         if self.ref is not None:
             return push.ref == self.ref
         if push.default_branch is not None:
-            return push.ref == BRANCHES + push.default_branch
-        return push.ref.startswith(BRANCHES)
+            return push.ref == HEADS + push.default_branch
+        return push.ref.startswith(HEADS)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,9 +33,9 @@ from twisted_hook.cli.client import Api, ApiError, NotRunning, json_option
 from twisted_hook.cli.delivery import Pushed, Target, deliver, push
 from twisted_hook.cli.stage import APP, BRANCH, PATIENCE, Server, StageFailed, Visitors, Workplace
 from twisted_hook.commands import Ambient
-from twisted_hook.hooks import BRANCHES
 from twisted_hook.localgit import NotUsable, check_git
 from twisted_hook.redaction import clean
+from twisted_hook.refs import HEADS
 
 T = TypeVar("T")
 
@@ -137,7 +137,7 @@ class Demo:
                 known = newest
 
     def _send(self, commit: str) -> str:
-        pushed = Pushed("you/hello", BRANCHES + BRANCH, commit)
+        pushed = Pushed("you/hello", HEADS + BRANCH, commit)
         target = Target(self._workplace.hook, self._workplace.secret.encode())
         answer = deliver(target, "push", push(pushed), str(uuid.uuid4()))
         if answer.status_code != 202 or answer.json().get("status") != "accepted":

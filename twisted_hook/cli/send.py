@@ -28,9 +28,10 @@ from twisted_hook.commands import Ambient, Git, protocols_of
 from twisted_hook.config import AppConfig
 from twisted_hook.configfile import Settings
 from twisted_hook.configvalues import name_of
-from twisted_hook.hooks import BRANCHES, TAGS, Hook
+from twisted_hook.hooks import Hook
 from twisted_hook.localgit import NotUsable, look_at_clone
 from twisted_hook.redaction import clean
+from twisted_hook.refs import HEADS, TAGS
 
 T = TypeVar("T")
 
@@ -220,13 +221,13 @@ def _is_called(app: AppConfig, repository: str | None) -> bool:
 
 def _pushed(wishes: Wishes, app: AppConfig | None) -> Pushed:
     branch = wishes.branch or (app.branch if app else None)
-    ref = wishes.ref or (f"{BRANCHES}{branch}" if branch else None)
+    ref = wishes.ref or (f"{HEADS}{branch}" if branch else None)
     origin = _Origin.of(app)
     tips = origin.ask(ref or "HEAD") if origin else {}
     default_branch = tips.get("default") or (app.branch if app else None) or "main"
     return Pushed(
         repository=wishes.repository or _first_name(app, origin),
-        ref=ref or f"{BRANCHES}{default_branch}",
+        ref=ref or f"{HEADS}{default_branch}",
         after=wishes.after or tips.get(ref or "HEAD") or secrets.token_hex(20),
         default_branch=default_branch,
     )

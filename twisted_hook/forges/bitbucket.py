@@ -12,15 +12,18 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from twisted_hook.forges import parts
-from twisted_hook.hooks import BRANCHES, TAGS, Headers
+from twisted_hook.hooks import Headers
 from twisted_hook.model import Message, Push
+from twisted_hook.refs import HEADS, TAGS
 
 EVENT = b"x-event-key"
+PING = "diagnostics:ping"
+"""What the server of one's own tries a webhook out with."""
 NOTHING_PUSHED = "it changes no branch and no tag"
 
 # GitHub puts SHA-1 under this name. The hook's forge says which of the two is meant, and not the message.
 _SIGNATURE = re.compile(f"sha256=({parts.HEX_DIGEST})".encode())
-_PREFIXES = {"branch": BRANCHES, "tag": TAGS}
+_PREFIXES = {"branch": HEADS, "tag": TAGS}
 
 
 class _Commit(Struct):
@@ -54,12 +57,7 @@ class _PushPayload(Struct):
     push: _Changes
 
 
-class _AnyPayload(Struct):
-    """Any object: msgspec skips what it is not asked for."""
-
-
 _PUSH = Decoder(_PushPayload)
-_ANY = Decoder(_AnyPayload)
 
 
 def screen(headers: Headers, *, allow_sha1: bool) -> None:
@@ -78,15 +76,9 @@ def read(headers: Headers, body: bytes) -> Message:
     name, guid = parts.event(headers, EVENT), parts.guid(headers, b"x-request-uuid", body)
     with parts.well_formed():
         if name != "repo:push":
-            return other_event(guid, name, body)
+            return parts.other_event(guid, name, body, ping=PING)
         payload = _PUSH.decode(body)
         return Message(guid, name, pushes := tuple(_pushes(payload)), "" if pushes else NOTHING_PUSHED)
-
-
-def other_event(guid: str, name: str, body: bytes) -> Message:
-    """A message that is no push. Raises ``ValueError`` if it is no JSON object all the same."""
-    _ANY.decode(body)
-    return Message(guid, name, reason="ping" if name == "diagnostics:ping" else f"event {name} is not a push")
 
 
 def _pushes(payload: _PushPayload) -> Iterator[Push]:

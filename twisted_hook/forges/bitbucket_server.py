@@ -12,8 +12,9 @@ from msgspec.json import Decoder
 
 from twisted_hook.forges import bitbucket, parts
 from twisted_hook.forges.bitbucket import screen, verify
-from twisted_hook.hooks import BRANCHES, TAGS, Headers
+from twisted_hook.hooks import Headers
 from twisted_hook.model import Message
+from twisted_hook.refs import HEADS, TAGS
 
 __all__ = ["read", "screen", "verify"]
 
@@ -49,12 +50,12 @@ def read(headers: Headers, body: bytes) -> Message:
     name, guid = parts.event(headers, bitbucket.EVENT), parts.guid(headers, b"x-request-id", body)
     with parts.well_formed():
         if name != "repo:refs_changed":
-            return bitbucket.other_event(guid, name, body)
+            return parts.other_event(guid, name, body, ping=bitbucket.PING)
         payload = _PUSH.decode(body)
         repository = f"{payload.repository.project.key}/{payload.repository.slug}"
         pushes = tuple(
             parts.push(repository, change.ref_id, change.to_hash, deleted=change.type == "DELETE")
             for change in payload.changes
-            if change.ref_id.startswith((BRANCHES, TAGS))
+            if change.ref_id.startswith((HEADS, TAGS))
         )
         return Message(guid, name, pushes, "" if pushes else bitbucket.NOTHING_PUSHED)

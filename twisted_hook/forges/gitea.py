@@ -13,29 +13,19 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from twisted_hook.forges import parts
-from twisted_hook.hooks import FORM, Headers, media_type
+from twisted_hook.hooks import Headers
 from twisted_hook.model import Message, Refused
 
 _DIGEST = re.compile(f"({parts.HEX_DIGEST})".encode())
 
 
-class _Repository(Struct):
-    full_name: str
-    default_branch: str | None = None
-
-
 class _PushPayload(Struct):
     ref: str
     after: str
-    repository: _Repository
-
-
-class _AnyPayload(Struct):
-    """Any object: msgspec skips what it is not asked for."""
+    repository: parts.Repository
 
 
 _PUSH = Decoder(_PushPayload)
-_ANY = Decoder(_AnyPayload)
 
 
 class Gitea:
@@ -57,7 +47,7 @@ class Gitea:
         """Refuse a body that none of the secrets has signed; of a form it is the JSON inside that is signed."""
         claimed = parts.signature(headers, self._signature, _DIGEST)
         try:
-            signed = _payload(headers, body)
+            signed = parts.payload_of(headers, body)
         except ValueError:
             raise Refused(401, "the signature is of no form like this") from None
         parts.believe(claimed, signed, secrets)
@@ -67,18 +57,13 @@ class Gitea:
         """What a verified message says. The zeros of a deletion are all that tells it."""
         name, guid = parts.event(headers, self._event), parts.guid(headers, self._delivery, body)
         with parts.well_formed():
-            payload = _payload(headers, body)
+            payload = parts.payload_of(headers, body)
             if name == "push":
                 told = _PUSH.decode(payload)
                 repository = told.repository
                 push = parts.push(repository.full_name, told.ref, told.after, repository.default_branch)
                 return Message(guid, name, (push,))
-            _ANY.decode(payload)
-            return Message(guid, name, reason=f"event {name} is not a push")
+            return parts.other_event(guid, name, payload)
 
 
 GITEA = Gitea(b"gitea")
-
-
-def _payload(headers: Headers, body: bytes) -> bytes:
-    return parts.form_payload(body) if media_type(headers) == FORM else body

@@ -13,8 +13,11 @@ from contextlib import contextmanager
 from hashlib import sha256
 from hmac import compare_digest, digest
 
-from twisted_hook.hooks import Headers
-from twisted_hook.model import Push, Refused
+from msgspec import Struct
+from msgspec.json import Decoder
+
+from twisted_hook.hooks import FORM, Headers, media_type
+from twisted_hook.model import Message, Push, Refused
 
 HEX_DIGEST = "[0-9a-f]{64}"
 EVENT = re.compile(rb"[!-~]{1,100}")
@@ -24,6 +27,28 @@ MALFORMED = "the body is not the JSON of such an event"
 _OBJECT_ID = re.compile("[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _TEXT = re.compile("[^\x00-\x1f\x7f]{1,1024}")
 _AS_QUOTED_PRINTABLE = bytes.maketrans(b"%+", b"= ")
+
+
+class Repository(Struct):
+    """As GitHub words it, and those who follow GitHub."""
+
+    full_name: str
+    default_branch: str | None = None
+
+
+class _GitHubPush(Struct):
+    ref: str
+    after: str
+    repository: Repository
+    deleted: bool = False
+
+
+class _AnyPayload(Struct):
+    """Any object: msgspec skips what it is not asked for."""
+
+
+_GITHUB_PUSH = Decoder(_GitHubPush)
+_ANY = Decoder(_AnyPayload)
 
 
 def single(headers: Headers, name: bytes, shape: re.Pattern[bytes]) -> str | None:
@@ -91,6 +116,27 @@ def push(
         raise ValueError("no object id looks like this")
     gone = deleted or after is None or not after.strip("0")
     return Push(repository, ref, None if gone else after, default_branch)
+
+
+def github_push(payload: bytes) -> Push:
+    """A push in GitHub's words. Raises ``ValueError`` for what is none."""
+    told = _GITHUB_PUSH.decode(payload)
+    repository = told.repository
+    return push(repository.full_name, told.ref, told.after, repository.default_branch, deleted=told.deleted)
+
+
+def other_event(guid: str, name: str, payload: bytes, *, ping: str | None = None) -> Message:
+    """A message that is no push; ``ping`` is the name of those that only try out whether one is there.
+
+    Raises ``ValueError`` if it is no JSON object all the same.
+    """
+    _ANY.decode(payload)
+    return Message(guid, name, reason="ping" if name == ping else f"event {name} is not a push")
+
+
+def payload_of(headers: Headers, body: bytes) -> bytes:
+    """The JSON of a message that comes as it is, or in a form. Raises ``ValueError`` for another form."""
+    return form_payload(body) if media_type(headers) == FORM else body
 
 
 def form_payload(body: bytes) -> bytes:

@@ -30,18 +30,6 @@ _SIGNATURES = re.compile(rb"([ -~]{1,8192})")
 _SIGNATURE = re.compile(rb"v1,([A-Za-z0-9+/]{43}=)")
 
 
-class _Repository(Struct):
-    full_name: str
-    default_branch: str | None = None
-
-
-class _PushPayload(Struct):
-    ref: str
-    after: str
-    repository: _Repository
-    deleted: bool = False
-
-
 class _AnyPayload(Struct):
     """Any object, with what tells a push."""
 
@@ -50,7 +38,6 @@ class _AnyPayload(Struct):
     repository: Raw | UnsetType = UNSET
 
 
-_PUSH = Decoder(_PushPayload)
 _ANY = Decoder(_AnyPayload)
 
 
@@ -88,12 +75,7 @@ def read(headers: Headers, body: bytes) -> Message:
         told = _ANY.decode(body)
         if told.ref is told.after is told.repository is UNSET:
             return Message(guid, "message", reason="it tells of no ref, commit or repository, so of no push")
-        payload = _PUSH.decode(body)
-        repository = payload.repository
-        push = parts.push(
-            repository.full_name, payload.ref, payload.after, repository.default_branch, deleted=payload.deleted
-        )
-        return Message(guid, "push", (push,))
+        return Message(guid, "push", (parts.github_push(body),))
 
 
 def _claimed(headers: Headers) -> tuple[bytes, bytes, list[bytes]]:
