@@ -6,6 +6,7 @@ A check takes a fresh driver and fails by an ``AssertionError``. ``JOURNAL`` hol
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import pairwise
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -26,6 +27,7 @@ from twisted_hook.model import (
     Step,
     Trigger,
     Verdict,
+    Verified,
 )
 
 REVISION = "a" * 40
@@ -521,6 +523,27 @@ async def check_it_knows_of_which_commits_it_was_told(journal: Journal) -> None:
     assert await journal.told_of(two)
     for never in (three, one[:-1], "", "%", "null", 'x"'):
         assert not await journal.told_of(never)
+
+
+async def check_it_knows_which_secret_has_verified_last_and_when(journal: Journal) -> None:
+    """Also by a delivery that is for nobody, and by one that came before: a forge repeats what it failed to deliver."""
+    old = await journal.accept(replace(pushed("one", "blog", at=1.0), secret="old"))
+    await journal.accept(replace(pushed("two", "blog", at=2.0, hook="gitlab"), secret="old"))
+    await journal.accept(pushed("three", "blog", at=3.0))
+    new = await journal.accept(replace(pushed("four", at=4.0), secret="new"))
+    assert await journal.verified() == [
+        Verified("github", "new", 4.0, new.delivery),
+        Verified("gitlab", "old", 2.0, (await journal.deliveries(limit=3))[2].id),
+        Verified("github", "old", 1.0, old.delivery),
+    ]
+    again = await journal.accept(replace(pushed("four", at=5.0), secret="old"))
+    assert again.delivery == new.delivery
+    assert (await journal.verified())[:2] == [
+        Verified("github", "old", 5.0, new.delivery),
+        Verified("github", "new", 4.0, new.delivery),
+    ]
+    await journal.prune(before=2.0**40, rows=0)
+    assert len(await journal.verified()) == 3
 
 
 async def check_a_forge_is_asked_once_to_deliver_again(journal: Journal) -> None:

@@ -22,6 +22,7 @@ from twisted_hook.model import (
     Step,
     Trigger,
     Verdict,
+    Verified,
 )
 
 
@@ -36,10 +37,18 @@ class MemoryJournal:
         self._deployments: dict[str, Deployment] = {}
         self._steering: dict[str, Steering] = {}
         self._asked: dict[tuple[str, str], float] = {}
+        self._verified: dict[tuple[str, str], Verified] = {}
         self._last_id = 0
 
     async def accept(self, delivery: NewDelivery) -> Receipt:
         self._write()
+        receipt = self._accept(delivery)
+        if delivery.secret:
+            now = Verified(delivery.hook, delivery.secret, delivery.received_at, receipt.delivery)
+            self._verified[delivery.hook, delivery.secret] = now
+        return receipt
+
+    def _accept(self, delivery: NewDelivery) -> Receipt:
         seen = self._seen(delivery)
         if seen is not None:
             return self._accept_again(seen, delivery)
@@ -146,6 +155,9 @@ class MemoryJournal:
         idle = {None, Outcome.SUPERSEDED, Outcome.UNCHANGED}
         newest_first = reversed([one for one in self._deployments.values() if one.app == app])
         return next((one for one in newest_first if one.revision == revision and one.outcome not in idle), None)
+
+    async def verified(self) -> Sequence[Verified]:
+        return sorted(self._verified.values(), key=lambda one: one.at, reverse=True)
 
     async def told_of(self, revision: str) -> bool:
         return any(push.after == revision for one in self._deliveries.values() for push in one.pushes)

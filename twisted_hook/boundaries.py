@@ -27,6 +27,7 @@ from twisted_hook.model import (
     Step,
     Tree,
     Trigger,
+    Verified,
 )
 
 
@@ -103,6 +104,9 @@ class Journal(Protocol):
 
         That is: deployed, failed, rolled back, cancelled or interrupted; neither superseded nor unchanged.
         """
+
+    async def verified(self) -> Sequence[Verified]:
+        """Which secrets have verified deliveries, and when each did so last; one that never has is not among them."""
 
     async def told_of(self, revision: str) -> bool:
         """Whether a delivery is here that named this commit."""
@@ -189,6 +193,13 @@ class Checkout(Protocol):
 
         That is the branch's tip, or the commit of the newest tag that matches, or the commit that a person has named
         by its id or the beginning of it.
+        """
+
+    async def touches(self, run: CommandRunner, commit: Commit, patterns: Sequence[str]) -> bool:
+        """Whether a file of these patterns differs between the current tree and a commit that was fetched.
+
+        A pattern is a path or a glob in which ``**`` crosses directories, as in ``services/blog/**``; one that begins
+        with ``!`` takes out what the others let in. True where git cannot tell, and where there is no current tree.
         """
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:

@@ -113,6 +113,21 @@ class NewDelivery:
     apps: tuple[str, ...]
     """The apps that it is for; none means that it is ignored, for ``reason``."""
     reason: str = ""
+    secret: str = ""
+    """The name of the secret that has signed it; nothing of the secret can be told from that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """That a hook's secret has verified a delivery: the last one that it has, a repeated one included."""
+
+    hook: str
+    secret: str
+    """The secret's name, as in ``NewDelivery``."""
+    at: float
+    """Seconds since the epoch, UTC."""
+    delivery: str
+    """The delivery's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +230,8 @@ class Commit:
     revision: str
     subject: str
     author: str
+    skips: str = ""
+    """The words of its message that ask that it not be deployed, e.g. ``[skip deploy]``; empty if it has none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from twisted_hook.model import (
     Steering,
     Step,
     Trigger,
+    Verified,
 )
 
 MOST_ROWS = 1_000
@@ -223,6 +224,9 @@ class SqliteJournal:
         sql = f"""{DEPLOYMENT} WHERE app = ? AND revision = ? AND outcome NOT IN ('superseded', 'unchanged')
             ORDER BY id DESC LIMIT 1"""
         return next(iter(await self._list(deployment_of, sql, app, revision)), None)
+
+    async def verified(self) -> Sequence[Verified]:
+        return await self._reader.ask(statements.verified)
 
     async def told_of(self, revision: str) -> bool:
         return await self._reader.ask(statements.told_of, revision)

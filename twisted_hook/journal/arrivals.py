@@ -5,7 +5,7 @@ Runs on the writing thread: there, and there alone, ids are made. Knows nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from sqlite3 import Connection
 
@@ -70,12 +70,14 @@ class Arrivals:
         fresh = _add_deliveries(connection, keyed)
         queued = {key: tuple(map(self._queued, new.apps)) for key, new in keyed if key in fresh}
         _add_deployments(connection, queued)
-        return [
+        receipts = [
             Receipt(_verdict(new), public(key), queued[key], queued[key])
             if key in fresh
             else self._accept_again(connection, new)
             for key, new in keyed
         ]
+        _note_secrets(connection, zip(deliveries, receipts, strict=True))
+        return receipts
 
     def _queued(self, app: str) -> Deployment:
         return Deployment(public(self._next_key()), app, Trigger.PUSH, Phase.QUEUED, self._clock())
@@ -140,6 +142,16 @@ def _add_deployments(connection: Connection, queued: Mapping[int, Sequence[Deplo
     """Write down, in one statement, what deliveries have led to, by their keys."""
     rows = [(int(each.id, 16), each.app, each.trigger, each.queued_at, key) for key in queued for each in queued[key]]
     write_rows(connection, 'INSERT INTO deployments (id, app, "trigger", queued_at, delivery) VALUES {rows}', rows)
+
+
+def _note_secrets(connection: Connection, accepted: Iterable[tuple[NewDelivery, Receipt]]) -> None:
+    """Write down, in one statement, which secrets have verified these, the newest last."""
+    sql = """INSERT INTO verified (hook, secret, at, delivery) VALUES {rows}
+        ON CONFLICT (hook, secret) DO UPDATE SET at = excluded.at, delivery = excluded.delivery"""
+    newest = {
+        (new.hook, new.secret): (new.received_at, key_of(receipt.delivery)) for new, receipt in accepted if new.secret
+    }
+    write_rows(connection, sql, [(*secret, *when) for secret, when in newest.items()])
 
 
 def write_rows(connection: Connection, sql: str, rows: Sequence[Sequence[object]]) -> int:

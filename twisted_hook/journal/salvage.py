@@ -17,6 +17,7 @@ _TABLES = {
     "deployments": True,
     "deliveries": True,
     "asked": True,
+    "verified": True,
     "phases": False,
     "steps": False,
     "parked": False,

@@ -16,7 +16,7 @@ from sqlite3 import Connection, Row
 
 from twisted_hook.model import JournalUnavailable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _UPGRADES = {
     1: """BEGIN IMMEDIATE;
         ALTER TABLE deployments ADD COLUMN wanted TEXT;
@@ -40,6 +40,11 @@ _UPGRADES = {
         CREATE TABLE parked (id INTEGER NOT NULL, kind TEXT NOT NULL, problem TEXT NOT NULL, parked_at REAL NOT NULL,
             "row" TEXT NOT NULL) STRICT;
         PRAGMA user_version = 3;
+        COMMIT;""",
+    3: """BEGIN IMMEDIATE;
+        CREATE TABLE verified (hook TEXT NOT NULL, secret TEXT NOT NULL, at REAL NOT NULL, delivery INTEGER NOT NULL,
+            PRIMARY KEY (hook, secret)) STRICT;
+        PRAGMA user_version = 4;
         COMMIT;""",
 }
 """From each earlier version of the schema to the one after it."""

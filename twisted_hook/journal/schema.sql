@@ -1,4 +1,4 @@
--- The journal, version 3. An id is an integer that only grows (see arrivals.py), so its order is the order of arrival.
+-- The journal, version 4. An id is an integer that only grows (see arrivals.py), so its order is the order of arrival.
 -- Run as one script: a kill in the middle leaves an empty file, which the next start fills.
 BEGIN IMMEDIATE;
 
@@ -71,6 +71,14 @@ CREATE TABLE steering (
     pinned INTEGER NOT NULL
 ) STRICT;
 
+CREATE TABLE verified (
+    hook     TEXT NOT NULL,
+    secret   TEXT NOT NULL, -- its name
+    at       REAL NOT NULL,
+    delivery INTEGER NOT NULL, -- which may have been let go of since
+    PRIMARY KEY (hook, secret)
+) STRICT; -- when each secret has verified a delivery last
+
 CREATE TABLE asked (
     hook     TEXT NOT NULL,
     guid     TEXT NOT NULL,
@@ -86,5 +94,5 @@ CREATE TABLE parked (
     "row"     TEXT NOT NULL -- a JSON object
 ) STRICT; -- rows that could not be read
 
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 COMMIT;

@@ -21,6 +21,7 @@ from twisted_hook.model import (
     Phase,
     Steering,
     Step,
+    Verified,
 )
 
 # Whoever asks what has become of a push is not to follow a thousand others.
@@ -114,6 +115,11 @@ def ask_again(connection: Connection, hook: str, guid: str, at: float) -> bool:
     sql = """INSERT INTO asked SELECT ?1, ?2, ?3
         WHERE NOT EXISTS (SELECT 1 FROM deliveries WHERE hook = ?1 AND guid = ?2) ON CONFLICT DO NOTHING"""
     return bool(connection.execute(sql, (hook, guid, at)).rowcount)
+
+
+def verified(connection: Connection) -> list[Verified]:
+    rows = connection.execute("SELECT hook, secret, at, delivery FROM verified ORDER BY at DESC")
+    return [Verified(hook, secret, at, public(key)) for hook, secret, at, key in rows]
 
 
 def told_of(connection: Connection, revision: str) -> bool:
