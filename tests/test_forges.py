@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hmac
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
@@ -19,10 +19,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.payloads import BEFORE, SECRET, TIP, ZEROS, encoded, form, sha256_signature
 from tests.payloads import push as github_push
+from tests.test_github import having
 from tests.test_intake import HOOK, Doorway, doorway, told
 from tests.wire import Answer, post
 from twisted_hook.forges import FORGES, flaw
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Secret
 from twisted_hook.model import Message, Outcome, Push, Refused
 
 NOW = 1_700_000_000.0
@@ -174,13 +175,6 @@ SENDERS = {
 }
 
 
-def having(headers: Mapping[bytes, bytes], *more: tuple[bytes, bytes]) -> Headers:
-    def values(name: bytes) -> Sequence[bytes]:
-        return [value for found, value in (*headers.items(), *more) if found == name]
-
-    return values
-
-
 class ForgeTestCase(SynchronousTestCase):
     """Asks a forge as the door does."""
 
@@ -327,41 +321,8 @@ class EveryForgeTests(ForgeTestCase):
         st.sampled_from(sorted(SENDERS)),
         st.binary()
         | st.recursive(
-            st.none()
-            | st.booleans()
-            | st.integers()
-            | st.text("refsaft0:/")
-            | st.sampled_from([TIP, "branch", "push"]),
-            lambda of: (
-                st.lists(of, max_size=3)
-                | st.dictionaries(
-                    st.sampled_from(
-                        [
-                            "ref",
-                            "after",
-                            "repository",
-                            "full_name",
-                            "deleted",
-                            "push",
-                            "changes",
-                            "new",
-                            "old",
-                            "type",
-                            "name",
-                            "target",
-                            "hash",
-                            "project",
-                            "key",
-                            "slug",
-                            "refId",
-                            "toHash",
-                            "object_kind",
-                            "path_with_namespace",
-                        ]
-                    ),
-                    of,
-                )
-            ),
+            st.none() | st.booleans() | st.integers() | st.text("refsaft0:/") | st.sampled_from(WORDS),
+            lambda of: st.lists(of, max_size=3) | st.dictionaries(st.sampled_from(KEYS), of),
         ).map(encoded),
         st.dictionaries(
             st.sampled_from(sorted({name for sender in SENDERS.values() for name in sender.headers(b"")})),
@@ -491,7 +452,12 @@ class BitbucketTests(ForgeTestCase):
     def test_every_branch_and_tag_of_a_push_is_told_in_its_order(self) -> None:
         """P58."""
         payload = bitbucket_push(
-            {"old": bitbucket_ref("dev"), "new": bitbucket_ref("dev", after="a" * 40)},
+            {
+                "old": bitbucket_ref("dev"),
+                "new": bitbucket_ref("dev", after="a" * 40),
+                "truncated": True,
+                "commits": [],
+            },
             {"old": None, "new": bitbucket_ref("v1", "tag")},
             {"old": bitbucket_ref("gone"), "new": None, "closed": True},
             {"old": None, "new": bitbucket_ref("x", "bookmark")},
@@ -607,7 +573,7 @@ class StandardTests(ForgeTestCase):
 
 
 def hook(forge: str) -> Any:
-    return replace(HOOK, name=forge, path=f"/hooks/{forge}", forge=forge, secrets=(SENDERS[forge].secret,))
+    return replace(HOOK, name=forge, path=f"/hooks/{forge}", forge=forge, secrets=(Secret(SENDERS[forge].secret),))
 
 
 async def delivered(door: Doorway, forge: str, payload: object, **replaced: bytes) -> Answer:
@@ -650,6 +616,99 @@ async def test_a_genuine_push_is_accepted_once_and_anything_else_is_unbelieved(f
         assert [deployment.app for deployment in door.submitted] == ["web"]
         [row] = await door.rows()
         assert (row.hook, row.guid) == (forge, SENDERS[forge].guid)
+
+
+async def status(door: Doorway, forge: str, body: bytes, headers: Mapping[bytes, bytes]) -> int:
+    return (await door.ask(post(f"/hooks/{forge}", {b"content-type": b"application/json", **headers}, body))).status
+
+
+@pytest_twisted.ensureDeferred
+async def test_another_token_or_none_is_unbelieved() -> None:
+    """P12. Also with white space behind it, which is no part of any other header's value (RFC 9110, 5.5)."""
+    async with doorway(hook("gitlab")) as door:
+        body, right = encoded(gitlab_push()), gitlab_headers(b"")
+        others = (b"another", b"", SECRET[:-1], SECRET + b"x", b" ".join((SECRET, SECRET)), SECRET.upper())
+        for token in (*others, SECRET + b" ", SECRET + b"\t", b" "):
+            assert await status(door, "gitlab", body, right | {b"x-gitlab-token": token}) == 401
+        without = {name: value for name, value in right.items() if name != b"x-gitlab-token"}
+        assert await status(door, "gitlab", body, without) == 401
+        await door.assert_nothing_happened()
+        assert await status(door, "gitlab", body, right) == 202
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_message_is_believed_for_five_minutes_by_any_of_its_signatures() -> None:
+    """P13, P14: at the door, whose clock says ``NOW``."""
+    async with doorway(hook("standard")) as door:
+        body = encoded(github_push())
+        for at, expected in ((NOW - 301, 401), (NOW + 301, 401), (NOW - 299, 202), (NOW + 299, 202)):
+            assert await status(door, "standard", body, standard_headers(body, at=at)) == expected
+        right = standard_headers(body)
+        listed = b"v1,AAAA v2,xx " + right[b"webhook-signature"]
+        assert await status(door, "standard", body, right | {b"webhook-signature": listed}) == 202
+        for name in right:
+            without = {each: value for each, value in right.items() if each != name}
+            assert await status(door, "standard", body, without) == 401
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_digest_counts_under_the_name_that_its_forge_gives_it() -> None:
+    """P15, P16: Gitea's own header, and the vector of Atlassian, which is genuine and no JSON."""
+    async with doorway(*map(hook, SENDERS)) as door:
+        body = encoded(github_push())
+        right = gitea_headers("gitea")(body)
+        for signature in (b"sha256=", sha256_signature(body)):
+            githubs = {b"x-gitea-event": b"push", b"x-hub-signature-256": signature}
+            assert await status(door, "gitea", body, githubs) == 401
+        assert await status(door, "gitea", body, right) == 202
+        vector = b"sha256=a4771c39fbe90f317c7824e83ddef3caae9cb3d976c214ace1f2937e133263c9"
+        atlassians = {b"x-event-key": b"repo:push", b"x-hub-signature": vector}
+        assert await status(door, "bitbucket", b"Hello World!", atlassians) == 400
+        assert await status(door, "bitbucket", b"Hello, World!", atlassians) == 401
+
+
+TRIED_OUT: dict[str, tuple[str, dict[str, Any], dict[str, bytes]]] = {
+    "gitlab, which pushes what is there": ("gitlab", gitlab_push(before=TIP), {}),
+    "gitlab, by a system hook": ("gitlab", {"event_name": "repository_update", "project_id": 1}, {}),
+    "gitea, which pushes what is there": ("gitea", github_push(before=TIP, total_commits=0), {}),
+    "gitea, of an empty repository": ("gitea", github_push(before=ZEROS, after=ZEROS), {}),
+    "gitea of old, with the secret inside": ("gitea", github_push(secret=SECRET.decode()), {}),
+    "forgejo, which pushes what is there": ("forgejo", github_push(before=TIP, total_commits=0), {}),
+    "forgejo, of an empty repository": ("forgejo", github_push(before=ZEROS, after=ZEROS), {}),
+    "bitbucket-server": ("bitbucket-server", {"test": True}, {"x_event_key": b"diagnostics:ping"}),
+}
+"""What each forge sends when its owner tries the webhook out; GitHub's ping is elsewhere, and Bitbucket Cloud has none.
+
+https://github.com/go-gitea/gitea/blob/main/routers/web/repo/setting/webhook.go (``TestWebhook``)
+https://gitlab.com/gitlab-org/gitlab/-/blob/master/lib/gitlab/data_builder/push.rb (``build_sample``)
+"""
+
+
+@pytest.mark.parametrize(("forge", "payload", "headers"), TRIED_OUT.values(), ids=TRIED_OUT)
+@pytest_twisted.ensureDeferred
+async def test_trying_a_webhook_out_succeeds(forge: str, payload: dict[str, Any], headers: dict[str, bytes]) -> None:
+    async with doorway(hook(forge)) as door:
+        assert (await delivered(door, forge, payload, **headers)).status == 202
+        [row] = await door.rows()
+        assert SECRET.decode() not in repr(row)
+
+
+@pytest.mark.parametrize(
+    "ref", ["refs/notes/commits", "refs/for/main", "refs/pull/1/head", "refs/merge-requests/1/head"]
+)
+@pytest.mark.parametrize("forge", ["gitlab", "gitea", "forgejo", "bitbucket-server", "standard"])
+@pytest_twisted.ensureDeferred
+async def test_a_ref_that_is_neither_branch_nor_tag_is_ignored(forge: str, ref: str) -> None:
+    told_of = {"gitlab": gitlab_push(ref), "bitbucket-server": server_push(server_change(ref))}
+    payload = told_of.get(forge, github_push(ref))
+    async with doorway(hook(forge)) as door:
+        more = {}
+        if forge == "standard":
+            more = {
+                name.decode().replace("-", "_"): value for name, value in standard_headers(encoded(payload)).items()
+            }
+        answer = await delivered(door, forge, payload, **more)
+        assert (answer.status, told(answer)["status"]) == (202, "ignored")
 
 
 @pytest_twisted.ensureDeferred

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_hook.hooks import Audience, Hook, Subscription, media_type
+from twisted_hook.hooks import Audience, Hook, Secret, Subscription, media_type
 from twisted_hook.model import Message, Push, Refused
 
 TIP = "a" * 40
@@ -14,7 +14,13 @@ WEB = Subscription("web", ("acme/web",), "refs/heads/main")
 
 
 def hook(*subscriptions: Subscription, secrets: tuple[bytes, ...] = (b"a secret of the hook",)) -> Hook:
-    return Hook(name="github", path="/hooks/github", forge="github", secrets=secrets, subscriptions=subscriptions)
+    return Hook(
+        name="github",
+        path="/hooks/github",
+        forge="github",
+        secrets=tuple(map(Secret, secrets)),
+        subscriptions=subscriptions,
+    )
 
 
 def pushed(

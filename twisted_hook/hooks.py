@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
+from hmac import digest
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from twisted_hook.model import Message, Push, Refused
-from twisted_hook.refs import HEADS, TAGS
+from twisted_hook.refs import HEADS, TAGS, matches
 
 Headers = Callable[[bytes], Sequence[bytes]]
 """Gives every value of a header, in the order in which they came; the name is lower case.
 
 All of them, because of two that differ a rule must see both: ``Request.getHeader`` gives the last one only.
 """
+
+Network = IPv4Network | IPv6Network
+Address = IPv4Address | IPv6Address
 
 JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
@@ -31,6 +35,30 @@ def media_type(headers: Headers) -> bytes:
 def _folded(name: str) -> bytes:
     """The name with ASCII letters in lower case: ``bytes.lower`` knows no others, so that a Kelvin sign is no ``k``."""
     return name.encode().lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """One of the secrets of a hook."""
+
+    value: bytes = field(repr=False)
+    source: str = ""
+    """Where it is configured, for people, e.g. ``file hook.secret``."""
+    name: str = field(init=False)
+    """Tells it from others, also from those that were at the same place before; it cannot be told from this."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", digest(self.value, b"the name of a secret of hookdeploy", "sha256").hex()[:16])
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """That a message is genuine."""
+
+    signed: bytes = field(repr=False)
+    """What of it is signed."""
+    secret: bytes = field(repr=False)
+    """By which of the hook's secrets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +81,7 @@ class Subscription:
     def wants(self, push: Push) -> bool:
         """Whether the push is of this app's ref, compared exactly, or of a tag that matches."""
         if self.tag is not None:
-            return fnmatchcase(push.ref, f"{TAGS}{self.tag}")
+            return matches(push.ref, f"{TAGS}{self.tag}")
         if self.ref is not None:
             return push.ref == self.ref
         if push.default_branch is not None:
@@ -77,14 +105,37 @@ class Hook:
     path: str
     """The path of its URL, compared exactly, e.g. ``/hooks/github``."""
     forge: str
-    secrets: tuple[bytes, ...] = field(repr=False)
+    secrets: tuple[Secret, ...]
     """Any of them verifies, so that one can follow the other without a gap."""
     allow_sha1: bool = False
     subscriptions: tuple[Subscription, ...]
+    networks: tuple[Network, ...] = ()
+    """From where alone it is delivered to; empty, with ``published`` false, is from anywhere."""
+    published: bool = False
+    """Also from the networks that the forge publishes as its own."""
+    keys: tuple[bytes, ...] = field(init=False, repr=False)
+    """What the secrets are, without where they come from."""
 
     def __post_init__(self) -> None:
-        if not self.secrets or not all(self.secrets):
+        object.__setattr__(self, "keys", tuple(secret.value for secret in self.secrets))
+        if not self.keys or not all(self.keys):
             raise ValueError(f"the hook {self.name} has no secret, or an empty one")
+
+    def name_of(self, key: bytes) -> str:
+        """The name of the secret that is this."""
+        return next(secret.name for secret in self.secrets if secret.value == key)
+
+    def admits(self, sender: Address | None, published: Sequence[Network] | None) -> bool:
+        """Whether it may be delivered to from there; None is a sender without an address, such as a unix socket's.
+
+        ``published`` is what is known of the forge's own networks; None means that nothing is, which keeps nobody out:
+        there is still the signature.
+        """
+        if not self.networks and not self.published:
+            return True
+        if sender is None or (self.published and published is None):
+            return True
+        return any(sender in network for network in (*self.networks, *(published or () if self.published else ())))
 
     def audience(self, message: Message) -> Audience:
         """Whom a message is for: those of its first push first, and nobody twice.

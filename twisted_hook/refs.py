@@ -1,6 +1,7 @@
 """What a remote says of its refs: how ``git ls-remote`` is asked, how its answer is read, which tag is the newest.
 
-Pure. Full names everywhere. The order of versions is git's own: the answer comes sorted, and stays so.
+And which words of a commit's message git is asked for. Pure. Full names everywhere. The order of versions is git's own:
+the answer comes sorted, and stays so.
 """
 
 from __future__ import annotations
@@ -26,6 +27,23 @@ SORTING: Mapping[str, str] = {
     **{f"GIT_CONFIG_VALUE_{number}": suffix for number, suffix in enumerate(_SUFFIXES)},
 }
 """The environment in which git puts v1.0-rc1 and 1.0rc1 before 1.0 (git documentation, versionsort.suffix)."""
+
+
+SKIPPING = ("[skip deploy]", "[deploy skip]")
+"""Words of a commit's message that ask that it not be deployed, in whichever case they are written."""
+
+
+def searching(words: Collection[str]) -> tuple[str, ...]:
+    """The options of ``git log`` that pass over a commit whose message has none of these words.
+
+    git searches it all, whatever its size and its encoding, and prints none of it.
+    """
+    return ("--regexp-ignore-case", "--fixed-strings", *(f"--grep={each}" for each in words))
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether git would say that the name of a ref is of a pattern: it compares bytes, so that ``?`` is no ``é``."""
+    return fnmatchcase(name.encode("utf-8", "replace"), pattern.encode("utf-8", "replace"))
 
 
 def listing(patterns: Collection[str]) -> tuple[str, ...]:
@@ -58,7 +76,7 @@ def read_refs(said: str, patterns: Collection[str]) -> Mapping[str, str]:
             revision, name = found[1], found[2].removesuffix(_PEELED)
             if name == HEAD and HEAD in refs:
                 refs[refs[HEAD]] = revision
-            elif name != HEAD and any(fnmatchcase(name, pattern) for pattern in patterns):
+            elif name != HEAD and any(matches(name, pattern) for pattern in patterns):
                 refs[name] = revision if found[2].endswith(_PEELED) else refs.get(name, revision)
     return refs
 
@@ -70,4 +88,4 @@ def followed(advertised: Mapping[str, str], pattern: str) -> str | None:
     of them.
     """
     wanted = advertised.get(HEAD, HEAD) if pattern == HEAD else pattern
-    return next((name for name in reversed(list(advertised)) if name != HEAD and fnmatchcase(name, wanted)), None)
+    return next((name for name in reversed(list(advertised)) if name != HEAD and matches(name, wanted)), None)

@@ -12,7 +12,7 @@ from typing import Protocol
 from twisted_hook.forges import bitbucket, bitbucket_server, github, gitlab, standard
 from twisted_hook.forges.forgejo import FORGEJO
 from twisted_hook.forges.gitea import GITEA
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Proof
 from twisted_hook.model import Message
 
 
@@ -24,8 +24,8 @@ class Forge(Protocol):
 
     def verify(
         self, headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float
-    ) -> bytes:
-        """Refuse, with 401, a body that none of the secrets has signed; gives what is signed of it.
+    ) -> Proof:
+        """Refuse, with 401, a body that none of the secrets has signed; gives what of it is signed, and by which.
 
         ``now`` is in seconds since the epoch, UTC, for a forge that signs the time of its messages.
         """

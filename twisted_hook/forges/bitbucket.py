@@ -5,14 +5,13 @@ Pure. The format: https://support.atlassian.com/bitbucket-cloud/docs/event-paylo
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from msgspec import Struct
 from msgspec.json import Decoder
 
 from twisted_hook.forges import parts
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Proof
 from twisted_hook.model import Message, Push
 from twisted_hook.refs import HEADS, TAGS
 
@@ -22,7 +21,7 @@ PING = "diagnostics:ping"
 NOTHING_PUSHED = "it changes no branch and no tag"
 
 # GitHub puts SHA-1 under this name. The hook's forge says which of the two is meant, and not the message.
-_SIGNATURE = re.compile(f"sha256=({parts.HEX_DIGEST})".encode())
+_SIGNATURE = b"x-hub-signature"
 _PREFIXES = {"branch": HEADS, "tag": TAGS}
 
 
@@ -62,13 +61,12 @@ _PUSH = Decoder(_PushPayload)
 
 def screen(headers: Headers, *, allow_sha1: bool) -> None:
     """Refuse a message without exactly one well-formed signature header."""
-    parts.signature(headers, b"x-hub-signature", _SIGNATURE)
+    parts.signature(headers, _SIGNATURE, parts.SHA256)
 
 
-def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> bytes:
+def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> Proof:
     """Refuse a body that none of the secrets has signed."""
-    parts.believe(parts.signature(headers, b"x-hub-signature", _SIGNATURE), body, secrets)
-    return body
+    return parts.believe(parts.signature(headers, _SIGNATURE, parts.SHA256), body, secrets)
 
 
 def read(headers: Headers, body: bytes) -> Message:

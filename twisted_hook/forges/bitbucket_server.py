@@ -1,6 +1,8 @@
 """Bitbucket Server's and Data Center's webhooks: signed as those of the cloud, told in other words.
 
 Pure. The format: https://confluence.atlassian.com/bitbucketserver/event-payload-938025882.html
+Its test of the connection comes unsigned, though there is a secret (https://github.com/runatlantis/atlantis/issues/474),
+and is refused: whoever wants to try the webhook out has to push.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Forgejo's webhooks: Gitea's, under headers of its own name."""
+"""Forgejo's webhooks: Gitea's, under headers of its own name.
+
+The source: https://codeberg.org/forgejo/forgejo/src/branch/forgejo/services/webhook/shared/payloader.go
+"""
 
 from __future__ import annotations
 

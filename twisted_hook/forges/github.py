@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 
 from twisted_hook.forges import parts
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Proof
 from twisted_hook.model import Message
 
-_SHA256 = re.compile(rb"sha256=([0-9a-f]{64})")
 _SHA1 = re.compile(rb"sha1=([0-9a-f]{40})")
 
 
@@ -21,28 +20,22 @@ def screen(headers: Headers, *, allow_sha1: bool) -> None:
     _signature(headers, allow_sha1=allow_sha1)
 
 
-def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> bytes:
+def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> Proof:
     """Refuse a body that none of the secrets has signed.
 
     GitHub signs the raw body, for forms too, and nothing else: neither the event's name nor the delivery's id.
     """
     algorithm, claimed = _signature(headers, allow_sha1=allow_sha1)
-    parts.believe(claimed, body, secrets, algorithm=algorithm)
-    return body
+    return parts.believe(claimed, body, secrets, algorithm=algorithm)
 
 
 def read(headers: Headers, body: bytes) -> Message:
     """What a verified message says; a redelivery keeps the id of the original."""
-    name, guid = parts.event(headers, b"x-github-event"), parts.guid(headers, b"x-github-delivery", body)
-    with parts.well_formed():
-        payload = parts.payload_of(headers, body)
-        if name == "push":
-            return Message(guid, name, (parts.github_push(payload),))
-        return parts.other_event(guid, name, payload, ping="ping")
+    return parts.github_message(headers, body, event_header=b"x-github-event", guid_header=b"x-github-delivery")
 
 
 def _signature(headers: Headers, *, allow_sha1: bool) -> tuple[str, bytes]:
     """The signature's algorithm and its hexadecimal digits. SHA-1 counts only where SHA-256 is not even tried."""
     if allow_sha1 and not headers(b"x-hub-signature-256"):
         return "sha1", parts.signature(headers, b"x-hub-signature", _SHA1)
-    return "sha256", parts.signature(headers, b"x-hub-signature-256", _SHA256)
+    return "sha256", parts.signature(headers, b"x-hub-signature-256", parts.SHA256)

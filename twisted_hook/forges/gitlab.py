@@ -2,7 +2,9 @@
 
 Pure. The hook's secret decides which of the two counts: one that begins with ``whsec_`` is a signing token, and is
 never compared with what came in clear; any other is a secret token, and signs nothing.
-The format: https://docs.gitlab.com/user/project/integrations/webhook_events/
+The format: https://docs.gitlab.com/user/project/integrations/webhook_events/ and, for the headers,
+https://gitlab.com/gitlab-org/gitlab/-/blob/master/app/services/web_hook_service.rb
+A test is a push of what is there already; that of an empty project speaks of a repository ``gitlab/gitlab``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from msgspec import Struct
 from msgspec.json import Decoder
 
 from twisted_hook.forges import parts, standard
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Proof
 from twisted_hook.model import Message, Refused
 
 _TOKEN = re.compile(rb"([^\r\n]{1,1024})")
@@ -54,7 +56,7 @@ def screen(headers: Headers, *, allow_sha1: bool) -> None:
     _token(headers)
 
 
-def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> bytes:
+def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> Proof:
     """Refuse a message that has neither the token of one of the secrets nor a signature of one of them."""
     signing = tuple(secret for secret in secrets if secret.startswith(standard.PREFIX))
     tokens = [secret for secret in secrets if secret and secret not in signing]
@@ -64,10 +66,10 @@ def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_s
     if not tokens:
         raise Refused(401, "no signature of one of the signing tokens")
     token = _token(headers)
-    matches = [compare_digest(secret, token) for secret in tokens]
-    if not any(matches):
+    matching = [secret for secret in tokens if compare_digest(secret, token)]
+    if not matching:
         raise Refused(401, "another token")
-    return body
+    return Proof(body, matching[0])
 
 
 def read(headers: Headers, body: bytes) -> Message:

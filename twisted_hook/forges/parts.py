@@ -16,10 +16,11 @@ from hmac import compare_digest, digest
 from msgspec import Struct
 from msgspec.json import Decoder
 
-from twisted_hook.hooks import FORM, Headers, media_type
+from twisted_hook.hooks import FORM, Headers, Proof, media_type
 from twisted_hook.model import Message, Push, Refused
 
-HEX_DIGEST = "[0-9a-f]{64}"
+BARE_SHA256 = re.compile(rb"([0-9a-f]{64})")
+SHA256 = re.compile(rb"sha256=([0-9a-f]{64})")
 EVENT = re.compile(rb"[!-~]{1,100}")
 GUID = re.compile(rb"[ -~]{1,200}")
 MALFORMED = "the body is not the JSON of such an event"
@@ -29,7 +30,7 @@ _TEXT = re.compile("[^\x00-\x1f\x7f]{1,1024}")
 _AS_QUOTED_PRINTABLE = bytes.maketrans(b"%+", b"= ")
 
 
-class Repository(Struct):
+class _Repository(Struct):
     """As GitHub words it, and those who follow GitHub."""
 
     full_name: str
@@ -39,7 +40,7 @@ class Repository(Struct):
 class _GitHubPush(Struct):
     ref: str
     after: str
-    repository: Repository
+    repository: _Repository
     deleted: bool = False
 
 
@@ -85,12 +86,15 @@ def signature(headers: Headers, name: bytes, shape: re.Pattern[bytes]) -> bytes:
     return found[1]
 
 
-def believe(claimed: bytes, signed: bytes, secrets: tuple[bytes, ...], *, algorithm: str = "sha256") -> None:
+def believe(claimed: bytes, signed: bytes, secrets: tuple[bytes, ...], *, algorithm: str = "sha256") -> Proof:
     """Refuse, with 401, hexadecimal digits that are not the HMAC of ``signed`` under one of the secrets."""
     # Bytes, in constant time: compare_digest raises TypeError on a str that is not ASCII.
-    matches = [compare_digest(digest(key, signed, algorithm).hex().encode(), claimed) for key in secrets if key]
-    if not any(matches):
+    matching = [
+        key for key in secrets if key and compare_digest(digest(key, signed, algorithm).hex().encode(), claimed)
+    ]
+    if not matching:
         raise Refused(401, "the signature is of another body or another secret")
+    return Proof(signed, matching[0])
 
 
 @contextmanager
@@ -123,6 +127,16 @@ def github_push(payload: bytes) -> Push:
     told = _GITHUB_PUSH.decode(payload)
     repository = told.repository
     return push(repository.full_name, told.ref, told.after, repository.default_branch, deleted=told.deleted)
+
+
+def github_message(headers: Headers, body: bytes, *, event_header: bytes, guid_header: bytes) -> Message:
+    """What a message in GitHub's words says, whatever the headers are called that go with it."""
+    name, delivery = event(headers, event_header), guid(headers, guid_header, body)
+    with well_formed():
+        payload = payload_of(headers, body)
+        if name == "push":
+            return Message(delivery, name, (github_push(payload),))
+        return other_event(delivery, name, payload, ping="ping")
 
 
 def other_event(guid: str, name: str, payload: bytes, *, ping: str | None = None) -> Message:

@@ -1,6 +1,7 @@
-"""Standard Webhooks, as any sender may speak them: https://www.standardwebhooks.com
+"""Standard Webhooks, as any sender may speak them.
 
-Pure. The specification says how a message is signed, and nothing of what a push looks like. Here it looks as GitHub's:
+Pure. The source: https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+The specification says how a message is signed, and nothing of what a push looks like. Here it looks as GitHub's:
 a JSON object with ``ref``, ``after`` and ``repository.full_name``, and if the sender likes ``deleted`` and
 ``repository.default_branch``. An object with none of the first three tells of no push, and is ignored.
 """
@@ -15,7 +16,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.json import Decoder
 
 from twisted_hook.forges import parts
-from twisted_hook.hooks import Headers
+from twisted_hook.hooks import Headers, Proof
 from twisted_hook.model import Message, Refused
 
 PREFIX = b"whsec_"
@@ -54,18 +55,18 @@ def screen(headers: Headers, *, allow_sha1: bool) -> None:
     _claimed(headers)
 
 
-def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> bytes:
+def verify(headers: Headers, body: bytes, *, secrets: tuple[bytes, ...], allow_sha1: bool, now: float) -> Proof:
     """Refuse a body that none of the secrets has signed, together with its id and its time, within five minutes."""
     guid, timestamp, signatures = _claimed(headers)
-    keys = [found for secret in secrets if (found := key(secret))]
+    keys = {secret: found for secret in secrets if (found := key(secret))}
     signed = b"%b.%b.%b" % (guid, timestamp, body)
-    rights = [b64encode(digest(each, signed, "sha256")) for each in keys]
-    matches = [compare_digest(right, claimed) for right in rights for claimed in signatures]
-    if not any(matches):
+    rights = {secret: b64encode(digest(found, signed, "sha256")) for secret, found in keys.items()}
+    matching = [secret for secret, right in rights.items() for claimed in signatures if compare_digest(right, claimed)]
+    if not matching:
         raise Refused(401, "the signature is of another body, id or time, or of another secret")
     if abs(now - int(timestamp)) > TOLERANCE:
         raise Refused(401, "the message is older than five minutes, or from the future")
-    return body
+    return Proof(body, matching[0])
 
 
 def read(headers: Headers, body: bytes) -> Message:

@@ -1,0 +1,1 @@
+"""Public examples of what GitHub sends."""
