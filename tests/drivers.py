@@ -82,6 +82,8 @@ class MemoryCheckout(Told):
         self.have_served: list[Tree] = []
         self.wanted: frozenset[str] = frozenset()
         """What was not to be retired the last time."""
+        self.untouched = False
+        """The files that are asked about are as they were."""
         self.rooms = 0
         """How often room was made."""
         self._repository = repository
@@ -114,6 +116,10 @@ class MemoryCheckout(Told):
         await self.called("fetch")
         await run.run(Command("git fetch", ("git", "fetch"), {}))
         return self.tip if revision is None else commit(revision[0])
+
+    async def touches(self, run: CommandRunner, commit: Commit, patterns: Sequence[str]) -> bool:
+        await self.called("touches")
+        return not self.untouched
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         await self.called("take")

@@ -38,6 +38,8 @@ class Moved:
     repository: str
     ref: str
     commit: str
+    skips: bool = False
+    """Its author asks that it not be deployed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,8 @@ class Serves:
     tip: str | None
     paused: bool = False
     pinned: bool = False
+    spared: bool = False
+    """What the ref names need not be deployed here: it says so itself, or nothing of the app differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +224,7 @@ def a_restart_would_serve_what_serves(history: History) -> Iterator[str]:
 def the_tip_serves(history: History) -> Iterator[str]:
     """I4: after all has come to rest, unless there is a reason that a person sees."""
     for end in history.all(Serves):
-        if end.commit != end.tip and not (end.paused or end.pinned) and not _is_excused(history, end):
+        if end.commit != end.tip and not (end.paused or end.pinned or end.spared) and not _is_excused(history, end):
             yield f"{end.app} serves {end.commit}, and the tip is {end.tip}"
 
 
@@ -231,7 +235,10 @@ def _is_excused(history: History, end: Serves) -> bool:
     put_back = any(_took_back(row) == end.tip for row in about)
     moved = max(event.at for event in history.all(Moved) if event.commit == end.tip)
     asked = [wish for wish in history.all(Wished) if wish.app == end.app and wish.what in ("deploy older", "rollback")]
-    return failed or put_back or any(wish.at > moved for wish in asked)
+    back = {row.id for row in history.rows if row.app == end.app and row.trigger == "rollback"}  # one that died, too
+    gone = [event for event in history.all(Swapped) if event.deployment in back]
+    since = [*(wish.at for wish in asked), *(event.at for event in gone)]
+    return failed or put_back or any(at > moved for at in since)
 
 
 def _took_back(row: Row) -> str | None:
@@ -422,6 +429,19 @@ def what_a_person_holds_back_is_not_begun(history: History) -> Iterator[str]:
                     yield f"{deployment} of {app} was begun at {at:g}, while a person held it back: {since}"
 
 
+def what_is_to_be_skipped_is_not_deployed_unasked(history: History) -> Iterator[str]:
+    """Unless nothing ran before, or the same."""
+    rows, skipped = history.by_id, {event.commit for event in history.all(Moved) if event.skips}
+    ran: set[str] = set()
+    for event in history.all(Swapped):
+        row, ran_before = rows.get(event.deployment), event.app in ran
+        ran.add(event.app)  # the row tells of its last attempt only, for which its first is what ran
+        if row is None or row.previous in (None, event.commit) or row.trigger in BY_A_PERSON | {"start"}:
+            continue
+        if event.commit in skipped and ran_before:
+            yield f"{event.app}: {event.commit} was put in place at {event.at:g} by {event.deployment}"
+
+
 def what_is_given_up_is_not_deployed(history: History) -> Iterator[str]:
     """A person who was told that it is cancelled does not meet it again."""
     for wish in history.all(Wished):
@@ -456,6 +476,7 @@ LAWS: tuple[Law, ...] = (
     a_look_does_not_build_what_has_failed,
     nothing_is_deployed_twice_unasked,
     what_a_person_holds_back_is_not_begun,
+    what_is_to_be_skipped_is_not_deployed_unasked,
     what_is_given_up_is_not_deployed,
     it_comes_to_rest,
 )

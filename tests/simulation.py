@@ -32,7 +32,7 @@ from twisted_hook.boundaries import AppServer, Checkout, CommandRunner, Environm
 from twisted_hook.builders import Builders
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, StepConfig
-from twisted_hook.hooks import Hook, Subscription
+from twisted_hook.hooks import Hook, Secret, Subscription
 from twisted_hook.intake import Intake
 from twisted_hook.model import (
     Command,
@@ -69,7 +69,16 @@ MAIN, NEXT = "refs/heads/main", "refs/heads/next"
 BUILD, MIGRATE = (StepConfig("build", ("make",)),), (StepConfig("migrate", ("manage", "migrate")),)
 APPS = (
     AppConfig(name="blog", hook="web", repository="acme/web", branch="main", build=BUILD, wsgi="wsgi:app", poll=POLL),
-    AppConfig(name="shop", hook="web", repository="acme/web", branch="main", wsgi="wsgi:app", poll=POLL, probation=0.0),
+    AppConfig(
+        name="shop",
+        hook="web",
+        repository="acme/web",
+        branch="main",
+        paths=("shop/**",),
+        wsgi="wsgi:app",
+        poll=POLL,
+        probation=0.0,
+    ),
     AppConfig(name="wiki", hook="web", repository="acme/web", branch="next", build=BUILD, wsgi="wsgi:app", poll=POLL),
     AppConfig(
         name="bank", hook="api", repository="acme/api", branch="main", migrate=MIGRATE, wsgi="wsgi:app", poll=POLL
@@ -148,6 +157,9 @@ class World:
         self.events: list[Event] = []
         self.commits: dict[str, Commit] = {}
         self.quality: dict[str, str] = {}
+        self.parts: dict[str, int] = {}
+        """By which number the files that some app is about alone go in each commit."""
+        self.authors = Random(f"{seed} authors")
         self.tips: dict[tuple[str, str], list[str]] = {}
         """What each ref has named, the newest last."""
         self.disks = {config.name: Disk() for config in APPS}
@@ -172,13 +184,27 @@ class World:
         """Let the ref name this commit, or a new one."""
         if commit is None:
             commit = f"{len(self.commits) + 1:07x}".ljust(40, "0")
-            self.commits[commit] = Commit(commit, f"commit {commit[:7]}", "Ada")
-            self.quality[commit] = self.random.choice(QUALITIES)
+            self._author(commit, self.tips.get((repository, ref), []))
         named = self.tips.setdefault((repository, ref), [])
         if named[-1:] != [commit]:
             named.append(commit)
-            self.note(Moved(self.clock.seconds(), repository, ref, commit[:7]))
+            skips = bool(self.commits[commit].skips)
+            self.note(Moved(self.clock.seconds(), repository, ref, commit[:7], skips))
         return commit
+
+    def _author(self, commit: str, before: Sequence[str]) -> None:
+        skips = "[skip deploy]" if self.clock.seconds() and self.authors.random() < 0.1 else ""
+        self.commits[commit] = Commit(commit, f"commit {commit[:7]}", "Ada", skips)
+        self.quality[commit] = self.random.choice(QUALITIES)
+        changes = not before or self.authors.random() < 0.5
+        self.parts[commit] = len(self.parts) if changes else self.parts[before[-1]]
+
+    def spares(self, config: AppConfig, tip: str, runs: str | None) -> bool:
+        """Whether the tip need not be deployed in the place of what runs."""
+        if runs is None:
+            return False
+        same = bool(config.paths) and self.parts[tip] == self.parts[runs]
+        return same or bool(self.commits[tip].skips)
 
     def tip(self, repository: str, ref: str) -> str:
         return self.tips[repository, ref][-1]
@@ -260,16 +286,17 @@ class World:
         for config in APPS:
             disk, steering = self.disks[config.name], self.journal._steering.get(config.name, Steering())
             lane = self.daemon.apps[config.name].lane if self.daemon is not None else None
-            serving = disk.serving
+            serving, tip = disk.serving, self.tip(config.repository or "", ref_of(config))
             self.note(
                 Serves(
                     self.clock.seconds(),
                     config.name,
                     serving.tree.commit.revision[:7] if serving else None,
                     tree.commit.revision[:7] if (tree := disk.current_tree()) else None,
-                    self.tip(config.repository or "", ref_of(config))[:7],
+                    tip[:7],
                     steering.paused or (lane is not None and lane._paused),
                     steering.pinned,
+                    self.spares(config, tip, serving.tree.commit.revision if serving else None),
                 )
             )
         rows = (*self.lost, *map(row_of, self.journal._deployments.values()))
@@ -422,7 +449,8 @@ class Nobody(list[Any]):
 
 def hooks() -> list[Hook]:
     names = sorted({config.hook for config in APPS})
-    return [Hook(name=n, path=f"/{n}", forge="github", secrets=(b"s",), subscriptions=_listening(n)) for n in names]
+    secrets = (Secret(b"s"),)
+    return [Hook(name=n, path=f"/{n}", forge="github", secrets=secrets, subscriptions=_listening(n)) for n in names]
 
 
 def _listening(hook: str) -> tuple[Subscription, ...]:
@@ -583,6 +611,11 @@ class SimulatedCheckout(Tool):
             raise StepFailed("git fetch failed: timeout")
         if "origin" in self.world.troubles:
             raise StepFailed("the origin could not be reached")
+
+    async def touches(self, run: CommandRunner, commit: Commit, patterns: Sequence[str]) -> bool:
+        await self.daemon.takes(0.0, 0.01)
+        tree, parts = self.disk.current_tree(), self.world.parts
+        return tree is None or parts[tree.commit.revision] != parts[commit.revision]
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         with self.working("git", _deployment_of(run)):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.trial.unittest import SynchronousTestCase
@@ -23,7 +24,9 @@ from twisted_hook.commands import (
     Ambient,
     Git,
     deployment_context,
+    differing,
     gunicorn,
+    pathspecs,
     protocols_of,
     reading,
     removal,
@@ -296,3 +299,73 @@ def command_lines() -> Iterator[bytes]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
             yield (process / "cmdline").read_bytes()
+
+
+class Pathspecs(SynchronousTestCase):
+    """What an app is about, as git is asked for it."""
+
+    def test_a_name_means_what_is_called_so_and_a_glob_what_it_matches(self) -> None:
+        self.assertEqual(
+            pathspecs(("services/blog", "services/shop/", "lib/**", "*.md", "!lib/v?/")),
+            (
+                ":(top,literal)services/blog",
+                ":(top,literal)services/shop",
+                ":(top,literal)lib",
+                ":(top,literal)*.md",
+                ":(top,glob)*.md",
+                ":(exclude,top,literal)lib/v?",
+                ":(exclude,top,glob)lib/v?/**",
+            ),
+        )
+
+    def test_the_whole_repository_has_many_names(self) -> None:
+        for pattern in ("", "/", ".", "./", "**", "/**", "**/", "**/**", ".."):
+            self.assertEqual(pathspecs((pattern,)), (":(top,glob)**",), pattern)
+
+    @given(st.lists(st.text(st.characters(exclude_characters="\0"))))
+    def test_whatever_a_pattern_is_it_has_no_magic_of_its_own(self, patterns: list[str]) -> None:
+        words = differing("a" * 40, "b" * 40, patterns)
+        found = words[words.index("--") + 1 :]
+        for pathspec in found:
+            magic, separator, name = pathspec.partition(")")
+            self.assertIn(magic, (":(top,literal", ":(top,glob", ":(exclude,top,literal", ":(exclude,top,glob"))
+            self.assertTrue(separator)
+            self.assertFalse({"..", "."} & set(name.split("/")) or name.startswith("/"), name)
+        self.assertTrue(len(patterns) <= len(found) <= 2 * len(patterns))
+
+
+NAMES = st.text(st.sampled_from(":()!^/*?[]\\-. \n\tab\u00fc\u2028\U0001f600\"'{}$`~#"), min_size=1, max_size=8).filter(
+    lambda name: not name.startswith("!") and all(part not in ("", ".", "..") for part in name.split("/"))
+)
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with nothing in it."""
+    directory = tmp_path_factory.mktemp("objects") / "bare.git"
+    subprocess.run(["git", "init", "--quiet", "--bare", directory], check=True)
+    return directory
+
+
+@given(NAMES, st.sampled_from(["", "/", "/**"]), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_git_finds_the_file_and_the_directory_of_any_name(objects: Path, name: str, end: str, inside: bool) -> None:
+    """Names that are hostile to shells, options and pathspecs; the trees are made by git, and never checked out."""
+
+    def git(*words: str, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(["git", f"--git-dir={objects}", *words], input=said, capture_output=True, check=False)
+
+    def tree(entry: bytes) -> str:
+        return git("mktree", "-z", said=entry).stdout.decode().strip()
+
+    empty = tree(b"")
+    blob = git("hash-object", "-w", "--stdin").stdout.strip()
+    here = tree(b"100644 blob " + blob + b"\tin it\0")
+    parts = os.fsencode(name).split(b"/")
+    kind = b"040000 tree " + here.encode() if inside else b"100644 blob " + blob
+    for part in reversed(parts):
+        whole = tree(kind + b"\t" + part + b"\0")
+        kind = b"040000 tree " + whole.encode()
+    assert git(*differing(empty, whole, (name + end,))).returncode == 1
+    assert git(*differing(empty, whole, ("!" + name + end,))).returncode == 0
+    assert git(*differing(empty, whole, ("somewhere else",))).returncode == 0

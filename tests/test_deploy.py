@@ -22,6 +22,7 @@ from twisted_hook.deploy import Deploying
 from twisted_hook.model import (
     Deployment,
     JournalUnavailable,
+    Launch,
     NoRoom,
     Outcome,
     Phase,
@@ -476,6 +477,215 @@ class Unchanged(StoryCase):
         self.result(self.whole(asked))
         self.assertEqual(self.written(asked).outcome, Outcome.FAILED)
         self.assertEqual(self.checkout.calls[-1], "discard")
+
+
+class Spared(StoryCase):
+    """A commit that changes nothing of the app, or asks not to be deployed."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.story = replace(self.story, app=replace(self.story.app, paths=("blog/**", "!*.md")))
+        self.deploy()
+        self.checkout.tip = commit("b")
+        self.checkout.untouched = True
+
+    def ask(self, trigger: Trigger) -> Deployment:
+        asked = self.result(self.journal.enqueue("blog", trigger))
+        self.result(self.whole(asked))
+        return self.written(asked)
+
+    def say_skip(self) -> None:
+        self.checkout.untouched = False
+        self.checkout.tip = replace(commit("b"), skips="[skip deploy]")
+
+    def test_one_that_changes_nothing_is_unchanged_and_says_why(self) -> None:
+        done = self.deploy()
+        self.assertEqual(done.outcome, Outcome.UNCHANGED)
+        self.assertEqual(
+            done.reason,
+            "bbbbbbb changes nothing of blog/**, !*.md since aaaaaaa; hookdeploy deploy blog deploys it all the same",
+        )
+        self.assertEqual((done.revision, done.previous, done.release), ("b" * 40, "a" * 40, None))
+        self.assertEqual((self.revision(), self.checkout.calls.count("take")), ("a" * 40, 1))
+
+    def test_one_that_asks_for_it_is_unchanged_and_says_why(self) -> None:
+        self.say_skip()
+        done = self.deploy()
+        self.assertEqual(done.outcome, Outcome.UNCHANGED)
+        self.assertEqual(
+            done.reason, "bbbbbbb has a message that says [skip deploy]; hookdeploy deploy blog deploys it all the same"
+        )
+        self.assertNotIn("touches", self.checkout.calls)
+
+    def test_one_that_changes_something_is_deployed(self) -> None:
+        self.checkout.untouched = False
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_without_paths_nothing_is_asked(self) -> None:
+        self.story = replace(self.story, app=replace(self.story.app, paths=()))
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+        self.assertNotIn("touches", self.checkout.calls)
+
+    def test_the_poll_and_a_replay_find_the_same(self) -> None:
+        for trigger in (Trigger.PUSH, Trigger.POLL, Trigger.REPLAY):
+            self.assertEqual(self.ask(trigger).outcome, Outcome.UNCHANGED)
+
+    def test_what_is_asked_for_is_deployed_all_the_same(self) -> None:
+        for trigger in (Trigger.MANUAL, Trigger.START):
+            self.say_skip()
+            self.assertEqual(self.ask(trigger).outcome, Outcome.DEPLOYED)
+
+    def test_a_way_back_is_gone_all_the_same(self) -> None:
+        self.ask(Trigger.MANUAL)
+        self.assertEqual(self.revision(), "b" * 40)
+        self.assertEqual(self.ask(Trigger.ROLLBACK).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.revision(), "a" * 40)
+
+    def test_what_was_put_back_says_so_first(self) -> None:
+        self.ask(Trigger.MANUAL)
+        self.ask(Trigger.ROLLBACK)
+        self.assertIn("was put back", self.deploy().reason)
+
+    def test_a_pinned_app_says_so_first(self) -> None:
+        self.result(self.journal.steer("blog", Steering(pinned=True)))
+        self.assertIn("pinned", self.deploy().reason)
+        self.assertNotIn("touches", self.checkout.calls)
+
+    def test_a_server_that_is_down_gets_what_comes(self) -> None:
+        """What would mend it may lie outside of the app's paths."""
+        self.server.state = "down"
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_a_server_that_is_down_stays_so_if_the_commit_asks_for_it(self) -> None:
+        self.server.state = "down"
+        self.say_skip()
+        self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+
+    def test_a_server_that_has_another_commit_than_the_current_tree_gets_what_comes(self) -> None:
+        """In place a person may have moved the clone: what runs is not what is there."""
+        current = self.checkout.served
+        assert current is not None
+        self.checkout.served = replace(current, commit=commit("c"))
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_a_person_who_has_pulled_the_commit_has_it_served(self) -> None:
+        current = self.checkout.served
+        assert current is not None
+        self.say_skip()
+        self.checkout.served = replace(current, commit=commit("b"))
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_an_app_without_a_server_is_spared_too(self) -> None:
+        self.story = replace(self.story, server=None)
+        self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+        self.say_skip()
+        self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+
+    def test_the_first_is_deployed_whatever_it_changes_and_asks(self) -> None:
+        self.checkout.served = None
+        self.say_skip()
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_a_clone_that_was_never_built_is_built(self) -> None:
+        """A push may have taken the place of the start that would have built it."""
+        self.journal = MemoryJournal()
+        self.logs.clear()
+        clone = replace(self.story.app, mode="in-place", path=Path("/srv/blog"))
+        self.story = replace(self.story, journal=self.journal, app=clone)
+        self.say_skip()
+        self.assertEqual(self.deploy().outcome, Outcome.DEPLOYED)
+
+    def test_a_release_was_built_though_the_journal_has_forgotten_it(self) -> None:
+        self.journal = MemoryJournal()
+        self.logs.clear()
+        self.story = replace(self.story, journal=self.journal)
+        self.say_skip()
+        self.assertEqual(self.deploy().outcome, Outcome.UNCHANGED)
+
+    def test_one_that_takes_the_place_of_what_somebody_wanted_is_deployed(self) -> None:
+        """Such as what a reload with other steps has asked for."""
+        for trigger, outcome in (
+            (Trigger.START, Outcome.DEPLOYED),
+            (Trigger.MANUAL, Outcome.DEPLOYED),
+            (Trigger.PUSH, Outcome.UNCHANGED),
+        ):
+            wish = self.result(self.journal.enqueue("blog", trigger))
+            deployment = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+            self.result(self.journal.supersede({wish.id: deployment.id}, 1.0))
+            self.say_skip()
+            self.checkout.served = self.checkout.trees[0]
+            self.result(self.whole(deployment))
+            ended = self.written(deployment)
+            self.assertEqual((ended.outcome, ended.previous), (outcome, "a" * 40), trigger)
+
+    def test_a_failure_to_compare_ends_the_deployment_only(self) -> None:
+        self.checkout.failing["touches"] = StepFailed("the mirror could not be read")
+        done = self.deploy()
+        self.assertEqual((done.outcome, done.reason), (Outcome.FAILED, "the mirror could not be read"))
+        self.assertEqual(self.revision(), "a" * 40)
+
+    def cut_off(self, *, untouched: bool) -> Deployment:
+        """One that was being built when hookdeploy stopped."""
+        self.checkout.untouched = untouched
+        held = self.runner.hold("collect")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.logs.clear()  # a new process opens them again
+        del self.runner.waiting["collect"]
+        held.happen(None)
+        self.checkout.untouched = True
+        return deployment
+
+    def test_what_was_cut_off_after_it_was_found_to_be_due_is_brought_to_its_end(self) -> None:
+        """P51. It may serve already, so that nothing differs any more."""
+        deployment = self.cut_off(untouched=False)
+        self.checkout.served = self.checkout.trees[-1]
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.revision(), "b" * 40)
+
+    def test_and_so_is_one_with_local_commits_on_top(self) -> None:
+        original = self.checkout.take
+
+        async def rebased(run: Any, _: Any) -> Any:
+            return await original(run, commit("c"))
+
+        async def has(run: Any, revision: str, at: str | None = None) -> bool:
+            return (revision, at) == ("b" * 40, "c" * 40)
+
+        self.patch(self.checkout, "take", rebased)
+        self.patch(self.checkout, "has", has)
+        deployment = self.cut_off(untouched=False)
+        self.checkout.served = self.checkout.trees[-1]
+        self.result(self.server.start(Launch(self.checkout.served, self.environments.environment, {})))
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.DEPLOYED)
+
+    def test_what_was_cut_off_and_has_a_newer_tip_is_judged_by_that(self) -> None:
+        deployment = self.cut_off(untouched=False)
+        self.checkout.tip = commit("c")
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.UNCHANGED)
+
+    def test_what_was_cut_off_while_it_was_compared_is_compared_again(self) -> None:
+        held = self.checkout.hold("touches")
+        deployment, ended = self.begin()
+        ended.cancel()
+        self.failureResultOf(ended, CancelledError)
+        self.logs.clear()  # a new process opens them again
+        del self.checkout.waiting["touches"]
+        held.happen(None)
+        self.result(self.whole(deployment))
+        self.assertEqual(self.written(deployment).outcome, Outcome.UNCHANGED)
+
+    def test_what_was_covered_by_a_spared_one_is_covered(self) -> None:
+        older = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        newer = self.result(self.journal.enqueue("blog", Trigger.PUSH))
+        self.result(self.journal.supersede({older.id: newer.id}, self.time))
+        self.result(self.whole(newer))
+        self.assertEqual(self.written(newer).outcome, Outcome.UNCHANGED)
+        self.assertEqual((self.written(older).outcome, self.written(older).superseded_by), ("superseded", newer.id))
 
 
 class AJournalThatFails(StoryCase):

@@ -32,7 +32,7 @@ from tests.history import (
     Wished,
     broken,
 )
-from tests.simulation import Step, World, plan, run
+from tests.simulation import SimulatedCheckout, Step, World, plan, run
 from twisted_hook.apps import App
 from twisted_hook.builders import Builders
 from twisted_hook.deploy import Deploying
@@ -205,6 +205,18 @@ def serves_and_does_not_keep(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Deploying, "_swap", swap)
 
 
+def deploys_what_is_to_be_skipped(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Deploying, "_spared", _none(""))
+
+
+def deploys_no_part_of_anything(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SimulatedCheckout, "touches", _none(False))
+
+
+def looks_again_at_what_it_has_spared(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Reconcile, "_was_spared", _none(False))
+
+
 def looks_for_ever(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Reconcile, "_stands", _none(False))
     patch.setattr(Story, "objection", _none(""))
@@ -235,6 +247,9 @@ CAUGHT: tuple[tuple[Mistake, str], ...] = (
     (looks_and_forgets_what_it_knows, "a_look_does_not_build_what_has_failed"),
     (deploys_what_runs_already, "nothing_is_deployed_twice_unasked"),
     (deploys_what_is_held_back, "what_a_person_holds_back_is_not_begun"),
+    (deploys_what_is_to_be_skipped, "what_is_to_be_skipped_is_not_deployed_unasked"),
+    (deploys_no_part_of_anything, "the_tip_serves"),
+    (looks_again_at_what_it_has_spared, "it_comes_to_rest"),
     (only_says_that_it_is_cancelled, "what_is_given_up_is_not_deployed"),
     (looks_for_ever, "it_comes_to_rest"),
 )
@@ -313,6 +328,21 @@ class Laws(SynchronousTestCase):
         put_back = Row("2", "blog", "rollback", "deployed", revision="aaa", previous="bbb")
         self.assertFine(moved, end, rows=[PUSH, put_back])
         self.assertFine(moved, Wished(2.0, "blog", "deploy older", "2"), end)
+        died = Row("2", "blog", "rollback", "deployed", revision="aaa", previous="ccc")
+        self.assertFine(moved, Swapped(2.0, "blog", "aaa", "2"), end, rows=[PUSH, died])
+        self.assertBroken("the_tip_serves", moved, end, rows=[PUSH, died])
+
+    def test_a_tip_that_does_not_serve_may_be_spared(self) -> None:
+        moved, end = Moved(1.0, "web", "main", "bbb", skips=True), Serves(9.0, "blog", "aaa", "aaa", "bbb", spared=True)
+        self.assertFine(moved, end)
+        ran, law = Swapped(0.5, "blog", "aaa", "1"), "what_is_to_be_skipped_is_not_deployed_unasked"
+        swapped = Swapped(2.0, "blog", "bbb", "2")
+        row = Row("2", "blog", "push", "deployed", revision="bbb", previous="aaa")
+        self.assertBroken(law, ran, moved, swapped, rows=[PUSH, row])
+        self.assertFine(moved, swapped, rows=[PUSH, row])
+        self.assertFine(ran, moved, swapped, rows=[PUSH, replace(row, trigger="manual")])
+        self.assertFine(ran, moved, swapped, rows=[PUSH, replace(row, previous=None)])
+        self.assertFine(ran, moved, swapped, rows=[PUSH, replace(row, previous="bbb")])
 
     def test_a_second_build_needs_a_kill_or_a_journal_that_fails(self) -> None:
         first, second = build("1", 1.0, 2.0), build("1", 5.0, 6.0)

@@ -857,6 +857,22 @@ class KeptFromTheirEnd(LaneCase):
         self.assertEqual(self.outcome(second), Outcome.DEPLOYED)
         self.assertEqual(self.clock.getDelayedCalls(), [], "the older one would be deployed again")
 
+    def test_an_older_one_that_waits_for_a_pause_to_end_does_not(self) -> None:
+        """A person who deploys does not wait for it either."""
+        self.journal.fail_with = None
+        self.clock.pump([JOURNAL_PAUSE, 0.0])
+        self.lane.pause()
+        older = self.submit()
+        by_hand = self.result(self.journal.enqueue("blog", Trigger.MANUAL))
+        self.journal.fail_with = JournalUnavailable("the disk is full")
+        self.lane.submit(by_hand)
+        self.turn()
+        self.journal.fail_with = None
+        self.clock.pump([JOURNAL_PAUSE, 0.0])
+        self.assertEqual(self.outcome(by_hand), Outcome.DEPLOYED)
+        self.assertIsNone(self.outcome(older))
+        self.assertFalse(self.faults())
+
     def test_one_that_waits_already_takes_its_place_too(self) -> None:
         self.journal.fail_with = None
         held = self.blog.checkout.hold("fetch")

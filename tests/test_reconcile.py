@@ -1010,6 +1010,182 @@ class WhatIsNotDeployedAgain(ReconcileCase):
         return failed
 
 
+class WhatWasSpared(ReconcileCase):
+    """A tip that changes nothing of the app is left alone as long as what runs, and what the app is about, stay so."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.blog = self.add()
+        self.about("blog/**")
+        self.reconcile.start()
+        self.clock.advance(SOON)
+        self.blog.checkout.untouched = True
+
+    def about(self, *paths: str) -> None:
+        self.blog.story = replace(self.blog.story, app=replace(self.blog.story.app, paths=paths))
+        self.blog.lane.configure(self.blog.story, DeferredLock())
+
+    def look(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.pass_by(POLL)
+
+    def spare(self, letter: str) -> None:
+        self.assertEqual(self.deploy(self.blog, letter).outcome, Outcome.UNCHANGED)
+
+    def fetches(self) -> int:
+        return self.blog.checkout.calls.count("fetch")
+
+    def assert_left_alone(self) -> None:
+        before = self.made(), self.blog.serves, self.fetches()
+        self.look(5)
+        self.assertEqual((self.made(), self.blog.serves, self.fetches()), before)
+
+    def test_what_a_push_has_found_is_not_looked_into_again(self) -> None:
+        self.spare("b")
+        self.assert_left_alone()
+        self.assertEqual(self.said(LogLevel.warn), [])
+
+    def test_what_no_hook_has_told_is_looked_into_once(self) -> None:
+        self.blog.origin.push("b")
+        self.look()
+        self.assertEqual((self.made(), self.newest().outcome), (1, Outcome.UNCHANGED))
+        self.assert_left_alone()
+
+    def test_the_next_that_changes_something_is_deployed(self) -> None:
+        self.spare("b")
+        self.blog.checkout.untouched = False
+        self.blog.origin.push("c")
+        self.look()
+        self.assertEqual(self.blog.serves, "c")
+
+    def test_a_new_process_leaves_it_alone_too(self) -> None:
+        self.spare("b")
+        self.result(self.reconcile.stop())
+        self.reconcile = self.looking()
+        self.reconcile.start()
+        self.pass_by(SOON)
+        self.assert_left_alone()
+        self.assertEqual(self.made(), 0)
+
+    def test_an_app_that_is_about_something_else_now_has_it_looked_into(self) -> None:
+        self.spare("b")
+        self.about("blog/**", "lib/**")
+        self.blog.checkout.untouched = False
+        self.look()
+        self.assertEqual(self.blog.serves, "b")
+
+    def test_and_one_that_is_about_less_or_everything_too(self) -> None:
+        for letter, paths in (("b", ("blog",)), ("c", ())):
+            self.about("blog", "lib")
+            self.blog.checkout.untouched = True
+            self.spare(letter)
+            self.about(*paths)
+            self.blog.checkout.untouched = False
+            self.look()
+            self.assertEqual(self.blog.serves, letter)
+
+    def test_one_that_is_spared_again_for_another_reason_is_left_alone_again(self) -> None:
+        self.spare("b")
+        self.about("lib/**")
+        self.look()
+        self.assertEqual((self.made(), self.newest().outcome), (1, Outcome.UNCHANGED))
+        self.assert_left_alone()
+
+    def test_a_commit_that_asks_for_it_is_left_alone_whatever_the_app_is_about(self) -> None:
+        self.blog.checkout.untouched = False
+        skipping = replace(commit("b"), skips="[skip deploy]")
+        self.patch(self.blog.checkout, "fetch", self.giving(skipping))
+        self.spare("b")
+        self.about("lib/**")
+        self.look(3)
+        self.assertEqual((self.made(), self.blog.serves), (0, "a"))
+
+    def giving(self, tip: Commit) -> Callable[..., Coroutine[Any, Any, Commit]]:
+        async def fetch(run: CommandRunner, revision: str | None = None) -> Commit:
+            return tip
+
+        return fetch
+
+    def test_what_runs_otherwise_since_has_it_looked_into(self) -> None:
+        """In place a person may have moved the clone."""
+        self.spare("b")
+        assert self.blog.checkout.served is not None
+        self.blog.checkout.served = replace(self.blog.checkout.served, commit=commit("c"))
+        self.look()
+        self.assertEqual(self.blog.serves, "b")
+
+    def test_a_person_who_goes_back_below_it_stays_there(self) -> None:
+        """The tip has what was put back, and changes nothing of it; nobody has pushed since."""
+        self.blog.checkout.untouched = False
+        self.deploy(self.blog, "b")
+        self.blog.checkout.untouched = True
+        self.spare("c")
+        self.blog.checkout.untouched = False
+        self.assertEqual(self.deploy(self.blog, trigger=Trigger.ROLLBACK).outcome, Outcome.DEPLOYED)
+        self.assertEqual(self.blog.serves, "a")
+        self.assert_left_alone()
+        self.blog.origin.push("d")
+        self.look()
+        self.assertEqual(self.blog.serves, "d")
+
+    def test_a_person_who_names_another_commit_keeps_it(self) -> None:
+        self.spare("b")
+        self.blog.checkout.untouched = False
+        self.deploy(self.blog, trigger=Trigger.MANUAL, wanted=commit("c").revision)
+        self.assertEqual(self.blog.serves, "c")
+        self.assert_left_alone()
+
+    def test_a_tip_that_was_found_while_the_app_was_pinned_is_looked_into(self) -> None:
+        self.blog.checkout.untouched = False
+        self.result(self.journal.steer("blog", Steering(pinned=True)))
+        self.assertEqual(self.deploy(self.blog, "b").outcome, Outcome.UNCHANGED)
+        self.look()
+        self.assertEqual(self.made(), 0)
+        self.result(self.journal.steer("blog", Steering(pinned=False)))
+        self.look()
+        self.assertEqual(self.blog.serves, "b")
+
+    def test_what_is_forced_back_to_it_is_what_was_found(self) -> None:
+        self.spare("b")
+        self.spare("c")
+        self.blog.origin.push("b")
+        self.assert_left_alone()
+
+    def test_what_is_forced_back_to_it_after_something_else_ran_is_looked_into(self) -> None:
+        self.spare("b")
+        self.blog.checkout.untouched = False
+        self.assertEqual(self.deploy(self.blog, "c").outcome, Outcome.DEPLOYED)
+        self.blog.origin.push("b")
+        self.look()
+        self.assertEqual(self.blog.serves, "b")
+
+    def test_what_a_person_had_put_there_before_something_else_ran_is_no_reason_to_leave_it(self) -> None:
+        self.spare("b")
+        self.blog.checkout.untouched = False
+        self.deploy(self.blog, trigger=Trigger.MANUAL, wanted=commit("c").revision)
+        self.assertEqual(self.deploy(self.blog, "d").outcome, Outcome.DEPLOYED)
+        self.blog.origin.push("b")
+        self.look()
+        self.assertEqual(self.blog.serves, "b")
+
+    def test_pushes_that_came_at_once_are_spared_as_one(self) -> None:
+        held = self.blog.checkout.hold("fetch")
+        self.deploy(self.blog, "b")
+        waiting = [self.deploy(self.blog, letter) for letter in ("c", "d")]
+        del self.blog.checkout.waiting["fetch"]
+        held.happen(None)
+        self.clock.advance(0)
+        self.assertEqual([self.written(each).outcome for each in waiting], [Outcome.SUPERSEDED, Outcome.UNCHANGED])
+        self.assert_left_alone()
+        self.assertEqual(self.made(), 0)
+
+    def test_a_server_that_is_down_is_no_reason_to_try_it_at_every_look(self) -> None:
+        """What comes next is deployed; see the deployment's own rule."""
+        self.spare("b")
+        self.blog.server.state = "down"
+        self.assert_left_alone()
+
+
 class WhatGoesWrong(ReconcileCase):
     """Said once, and tried again."""
 

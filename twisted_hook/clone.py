@@ -118,7 +118,16 @@ class Clone:
             f"+{self._followed}:{self._tip}",
             failing=f"branch {self.branch} could not be fetched",
         )
-        return await git.commit(run, self._tip)
+        return await git.with_skips(run, await git.commit(run, self._tip))
+
+    async def touches(self, run: CommandRunner, commit: Commit, patterns: Sequence[str]) -> bool:
+        """Local commits that a rebase keeps are no difference: what the origin had below them is compared."""
+        git, old = self._git(), noted(self._before).strip() or "HEAD"
+        if self.update == "rebase":
+            # --fork-point, as the rebase itself: what the origin has taken back by a forced push was there.
+            forked = await git.run(run, "merge-base", "--fork-point", self._tip, old)
+            old = forked.stdout.decode("ascii", "replace").strip() if forked.ok else old
+        return await git.differ(run, old, commit.revision, patterns)
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         status = await self._own_status(run)

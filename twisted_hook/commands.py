@@ -6,10 +6,12 @@ ids are passed on; what could look like an option stands behind ``--end-of-optio
 
 from __future__ import annotations
 
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from posixpath import normpath
 from urllib.parse import unquote
 
 from twisted_hook.model import Command
@@ -155,6 +157,37 @@ def reading(url: str) -> tuple[str, ...]:
     places = (path, f"{path}/.git", f"{path}.git")  # where git looks
     trusted = " ".join(f"-c safe.directory={shlex.quote(place)}" for place in places)
     return (f"--upload-pack=git {trusted} upload-pack",)
+
+
+def differing(old: str, new: str, patterns: Sequence[str]) -> tuple[str, ...]:
+    """git's arguments to say by its exit status, 0 or 1, whether a file of these patterns differs between two commits.
+
+    The content, the mode and the commit of a submodule count, whatever the repository's own settings make of them.
+    """
+    words = ("diff-tree", "-r", "--quiet", "--no-renames", "--no-ext-diff", "--no-textconv", "--ignore-submodules=none")
+    return (*words, old, new, "--", *pathspecs(patterns))
+
+
+def pathspecs(patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of an app's ``paths`` as git's pathspecs; see ``Checkout.touches``.
+
+    A name without wildcards, and one that ends in ``/`` or ``/**``, means all that is in a directory of that name. Any
+    pattern also means the file or directory that is called exactly so, as ``app/[slug]`` may be. They begin at the top
+    of the repository, with or without a leading slash, and have no magic of their own (gitglossary, pathspec).
+    """
+    return tuple(pathspec for pattern in patterns for pathspec in _pathspecs(pattern))
+
+
+def _pathspecs(pattern: str) -> Iterator[str]:
+    magic = "exclude,top" if pattern.startswith("!") else "top"
+    name = normpath("/" + pattern.removeprefix("!").lstrip("/"))[1:]  # which git does for clones, and not for mirrors
+    whole = re.sub(r"(?:/\*\*)+$", "", name)
+    if whole in ("", "**"):
+        yield f":({magic},glob)**"
+        return
+    yield f":({magic},literal){whole}"
+    if re.search(r"[*?[\\]", whole):
+        yield f":({magic},glob){whole}{'/**' if pattern.endswith(('/', '/**')) else ''}"
 
 
 def says_disk_is_full(output: str) -> bool:

@@ -36,13 +36,17 @@ from twisted_hook.model import (
     Tree,
     Trigger,
 )
-from twisted_hook.story import Story
+from twisted_hook.story import SKIPS, Story
 
 T = TypeVar("T")
 
 BAD = frozenset({Outcome.FAILED, Outcome.ROLLED_BACK, Outcome.INTERRUPTED})
 BY_A_PERSON = frozenset({Trigger.MANUAL, Trigger.ROLLBACK})
 """Triggers that neither a pin nor a pause holds back."""
+LOOK_BACK = 200
+"""Deployments among which those are looked for whose place one has taken."""
+UNASKED = frozenset({Trigger.PUSH, Trigger.POLL, Trigger.REPLAY})
+"""Triggers behind which nobody stands who has asked for this very app to be deployed."""
 
 
 class Deploying:
@@ -64,6 +68,8 @@ class Deploying:
         """What is deployed, in words."""
         self._cut_off = False
         """It was begun before: its tree may be there, and half built."""
+        self._half_done: str | None = None
+        """The commit of that tree."""
         self._migrated: str | None = None
         self._migrating = False
         self._half_migrated = False
@@ -131,6 +137,7 @@ class Deploying:
         if begun.reason:
             self._log.heading(begun.reason)
         self._cut_off, self._migrated, self._previous = begun.attempts > 1, begun.migrated, begun.previous
+        self._half_done = begun.revision if self._cut_off and begun.release else None
         if begun.phase is Phase.MIGRATING:
             if begun.revision is not None:
                 self._commit = story.shown(f"{begun.revision[:7]} {begun.subject!r}")
@@ -160,6 +167,10 @@ class Deploying:
             again = f"hookdeploy deploy {self._app.name} deploys it all the same"
             await self._nothing_to_do(f"{commit.revision[:7]} {objection}, so it waits for a newer commit; {again}")
             return None
+        spared = await self._spared(commit, current)
+        if spared:
+            await self._nothing_to_do(spared)
+            return None
         self._tree = tree = await checkout.take(self, commit)
         self._logger.info("Repository updated with commit {short}", short=tree.commit.revision[:6], app=self._app.name)
         if self._previous == tree.commit.revision and await self._runs(tree.commit):
@@ -168,6 +179,31 @@ class Deploying:
             return None
         await self._describe(tree.commit, tree.release)
         return tree
+
+    async def _spared(self, commit: Commit, current: Tree | None) -> str:
+        """Why this commit need not take the place of what runs; empty if it is to, or a person wants it to."""
+        may_be = self._deployment.trigger in UNASKED and (commit.skips or self._app.paths)
+        if not may_be or current is None or await self._is_due(commit, current) or await self._stands_for_a_wish():
+            return ""
+        short, again = commit.revision[:7], f"hookdeploy deploy {self._app.name} deploys it all the same"
+        if commit.skips:
+            return f"{short} {SKIPS}{commit.skips}; {again}"
+        serves = self._serves_commit(current.commit)
+        if not serves or await self._story.checkout.touches(self, commit, self._app.paths):
+            return ""
+        return f"{short} {self._story.unaffected}{current.commit.revision[:7]}; {again}"
+
+    async def _stands_for_a_wish(self) -> bool:
+        """Whether it has taken the place of a deployment that was wanted whatever it changes."""
+        newest = await self._story.journal.deployments(app=self._app.name, limit=LOOK_BACK)
+        covered = (each for each in newest if each.superseded_by == self._deployment.id)
+        return any(each.trigger not in UNASKED for each in covered)
+
+    async def _is_due(self, commit: Commit, current: Tree) -> bool:
+        """Whether nobody has to ask what it changes: it was being deployed already, or is there and does not run."""
+        if current.commit.revision == commit.revision or await self._story.was_never_built():
+            return True
+        return self._half_done is not None and await self._story.checkout.has(self, commit.revision, self._half_done)
 
     async def _find_way_back(self) -> Tree:
         checkout, wanted = self._story.checkout, self._deployment.wanted
@@ -286,12 +322,13 @@ class Deploying:
         known = last is not None and last.revision == commit.revision
         if last is not None and known and last.outcome is not Outcome.DEPLOYED:
             return False
-        if server is None:
-            return known
-        launch = server.launch
-        return (
-            server.status.state == "serving" and launch is not None and launch.tree.commit.revision == commit.revision
-        )
+        return known if server is None else self._serves_commit(commit)
+
+    def _serves_commit(self, commit: Commit) -> bool:
+        """Whether the server is well and has this very commit; True where there is no server."""
+        server = self._story.server
+        launch = server.launch if server is not None and server.status.state == "serving" else None
+        return server is None or (launch is not None and launch.tree.commit.revision == commit.revision)
 
     def _serves(self, tree: Tree) -> bool:
         server = self._story.server

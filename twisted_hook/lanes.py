@@ -239,8 +239,11 @@ class Lane:
         self._behind = None
 
     def _try_again(self, deployment: Deployment) -> None:
-        """Deploy once more what the journal has kept from its end, unless what waits does its work."""
-        if self.waiting is not None:
+        """Deploy once more what the journal has kept from its end, unless what waits is newer and does its work.
+
+        What is older waits for a pause to end, which a person who deploys does not wait for.
+        """
+        if self.waiting is not None and self.waiting.id > deployment.id:
             self._supersede(deployment, self.waiting)
         else:
             self._unwritten = deployment

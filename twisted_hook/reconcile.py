@@ -27,6 +27,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 30.0, 300.0
 """Seconds between two looks that are to succeed."""
 LONGEST_WAIT = 3600.0
 """Seconds until the same commit is tried again at the latest."""
+LOOK_BACK = 20
+"""Deployments among which one that has spared the tip is looked for."""
 
 
 class Watched(Protocol):
@@ -283,6 +285,8 @@ class Reconcile:
             return True
         if last is not None and await self._was_in_vain(story, tip, last):
             return True
+        if await self._was_spared(story, tip):
+            return True
         failed = decided or last
         if failed is not None and failed.transient and story.lacks_room:
             return False
@@ -315,6 +319,21 @@ class Reconcile:
         if last is None or last.revision == tip:
             return False
         return last.trigger is Trigger.MANUAL and last.wanted is not None
+
+    async def _was_spared(self, story: Story, tip: str) -> bool:
+        """Whether it was found that this tip need not take the place of what still runs.
+
+        What a person has put there since is not what ran then, and stays there too.
+        """
+        since: Deployment | None = None
+        for each in await story.journal.deployments(app=story.app.name, limit=LOOK_BACK):
+            if each.outcome is Outcome.UNCHANGED and each.revision == tip and story.would_spare(each.reason):
+                if since is not None and _was_chosen(since):
+                    return True
+                return each.previous is not None and await story.checkout.has(story.runner, each.previous)
+            if since is None and each.outcome is Outcome.DEPLOYED:
+                since = each
+        return False
 
     async def _was_in_vain(self, story: Story, tip: str, last: Deployment) -> bool:
         """Whether the last deployment was of local commits on top of the tip, and has failed or was put back.
@@ -360,6 +379,12 @@ class Reconcile:
 def _is_idle(lane: Lane) -> bool:
     """Whether what the app has, and what has become of it, is known."""
     return not (lane.is_resuming or lane.unfinished or lane.owes_an_end)
+
+
+def _was_chosen(deployment: Deployment) -> bool:
+    """Whether a person has named what was deployed."""
+    named = deployment.trigger is Trigger.MANUAL and deployment.wanted is not None
+    return named or deployment.trigger is Trigger.ROLLBACK
 
 
 def _will_fetch(lane: Lane) -> bool:

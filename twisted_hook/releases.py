@@ -90,13 +90,21 @@ class Releases:
         return False
 
     async def fetch(self, run: CommandRunner, revision: str | None = None) -> Commit:
-        tip = await self._mirror.fetch(run)
+        repository, tip = self._mirror.repository, await self._mirror.fetch(run)
         if revision is None:
-            return tip
+            return await repository.with_skips(run, tip)
         unknown = f"there is no commit {revision} in the repository"
         if re.fullmatch("[0-9a-f]{4,64}", revision) is None:
             raise StepFailed(unknown)
-        return await self._mirror.repository.commit(run, revision, failing=unknown)
+        return await repository.with_skips(run, await repository.commit(run, revision, failing=unknown))
+
+    async def touches(self, run: CommandRunner, commit: Commit, patterns: Sequence[str]) -> bool:
+        with suppress(StepFailed):  # nobody knows any more what the current release is of
+            current = await self.current(run)
+            if current is not None:
+                old, new = current.commit.revision, commit.revision
+                return await self._mirror.repository.differ(run, old, new, patterns)
+        return True
 
     async def take(self, run: CommandRunner, commit: Commit) -> Tree:
         """Check the commit out into a directory that gets its name only when it is complete."""

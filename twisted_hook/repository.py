@@ -9,16 +9,16 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
 
 from twisted_hook.boundaries import CommandRunner
-from twisted_hook.commands import Git, reading, says_disk_is_full
+from twisted_hook.commands import Git, differing, reading, says_disk_is_full
 from twisted_hook.model import CommandResult, Commit, NoRoom, StepFailed
 from twisted_hook.process import STDOUT_CAP
 from twisted_hook.redaction import clean
-from twisted_hook.refs import SORTING, asked_for, listing, read_refs
+from twisted_hook.refs import SKIPPING, SORTING, asked_for, listing, read_refs, searching
 
 _COMMIT = "--format=%H%x00%an%x00%s"
 ASKING_TIMEOUT = 60.0
@@ -126,21 +126,29 @@ class Repository:
 
     async def commit(self, run: CommandRunner, ref: str, *, failing: str | None = None) -> Commit:
         """The commit of a full ref name, of ``HEAD``, or of an id or the beginning of one."""
-        said = await self.ask(
-            run,
-            "log",
-            "-1",
-            "--no-show-signature",
-            _COMMIT,
-            "--end-of-options",
-            f"{ref}^{{commit}}",
-            "--",
-            failing=failing or f"{ref} names no commit",
-        )
-        commit = _commit(said.rstrip("\n"))
+        words = ("log", "-1", "--no-show-signature", _COMMIT, "--end-of-options", f"{ref}^{{commit}}", "--")
+        result = await run.run(self.git.command(*words), output=_unheard)  # a subject may be larger than any log
+        if not result.ok:
+            raise failed(failing or f"{ref} names no commit", result)
+        commit = _commit(result.stdout.decode("utf-8", "replace").rstrip("\n"))
         if re.fullmatch("[0-9a-f]{40}(?:[0-9a-f]{24})?", commit.revision) is None:
             raise StepFailed(f"git gave no commit id for {ref}")
         return commit
+
+    async def with_skips(self, run: CommandRunner, commit: Commit) -> Commit:
+        """The commit, with the words of its message that ask that it not be deployed."""
+        if await self._says(run, commit, SKIPPING):
+            first, *others = SKIPPING
+            return replace(commit, skips=first if await self._says(run, commit, (first,)) else others[0])
+        return commit
+
+    async def _says(self, run: CommandRunner, commit: Commit, words: Collection[str]) -> bool:
+        found = await self.run(run, "log", "--no-walk", "--format=%H", *searching(words), commit.revision, "--")
+        return found.ok and bool(found.stdout)
+
+    async def differ(self, run: CommandRunner, old: str, new: str, patterns: Sequence[str]) -> bool:
+        """Whether a file of these patterns differs between two commits; True where git cannot tell."""
+        return not (await self.run(run, *differing(old, new, patterns))).ok
 
     async def commits(self, run: CommandRunner, revisions: Sequence[str]) -> list[Commit]:
         """The commits with these ids, in this order, without those that git does not have."""
@@ -169,6 +177,10 @@ class Repository:
         if len(result.stdout) >= STDOUT_CAP:
             raise StepFailed(f"the remote has more refs than hookdeploy can read that match {', '.join(patterns)}")
         return read_refs(result.stdout.decode("utf-8", "replace"), patterns)
+
+
+def _unheard(data: bytes) -> None:
+    """Where output goes that nobody is to read."""
 
 
 def _commit(said: str) -> Commit:

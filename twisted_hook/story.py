@@ -27,6 +27,9 @@ from twisted_hook.model import (
     Tree,
 )
 
+SKIPS = "has a message that says "
+"""In words, that a commit asks not to be deployed: which words it has stands behind."""
+
 
 @dataclass(frozen=True)
 class Story:
@@ -80,8 +83,11 @@ class Story:
         return True
 
     async def was_never_built(self) -> bool:
-        """Whether the app has steps, and no deployment has run them yet: an existing clone at the first start."""
-        if self.app.build in ("auto", ()):
+        """Whether the app has steps, and no deployment has run them yet: an existing clone at the first start.
+
+        No release becomes the current one before it was built.
+        """
+        if self.app.mode == "release" or self.app.build in ("auto", ()):
             return False
         return await self.journal.last(self.app.name) is None
 
@@ -97,6 +103,18 @@ class Story:
         if last is None or (last.outcome is Outcome.DEPLOYED and last.revision == revision):
             return ""
         return "was cut off in its migration" if last.outcome is Outcome.INTERRUPTED else "was put back"
+
+    @property
+    def unaffected(self) -> str:
+        """In words, that a commit changes no file that the app is about."""
+        return self.shown(f"changes nothing of {', '.join(self.app.paths)} since ")
+
+    def would_spare(self, reason: str) -> bool:
+        """Whether an unchanged deployment with this reason had a commit that need not be deployed, and still need not.
+
+        What the app is about may have been configured otherwise since.
+        """
+        return SKIPS in reason or self.unaffected in reason
 
     @property
     def lacks_room(self) -> bool:
