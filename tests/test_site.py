@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -15,17 +14,19 @@ from twisted.internet import reactor, ssl
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.internet.endpoints import SSL4ClientEndpoint, SSL4ServerEndpoint
 from twisted.internet.interfaces import IAddress
-from twisted.internet.task import Clock, LoopingCall
+from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.internet.testing import StringTransportWithDisconnection
-from twisted.logger import LogEvent, capturedLogs
+from twisted.logger import LogEvent, LogLevel, capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from tests.wire import Answer, Wire, connect, connect_through, head, listening, post
+from tests.wire import Answer, Wire, become, connect, connect_through, head, listening, post
 from twisted_hook.model import Refused
-from twisted_hook.site import BODIES, GuardedChannel, GuardedRequest, GuardedSite, Limits, Tally
+from twisted_hook.peers import Trust
+from twisted_hook.rates import Rate
+from twisted_hook.site import BODIES, LARGE, QUIET, GuardedChannel, GuardedRequest, GuardedSite, Limits, Tally
 
 MIB = 1_048_576
 NO_HEADERS: dict[bytes, bytes] = {}
@@ -115,9 +116,10 @@ class Door:
         self.site = GuardedSite(self.resource, screen=screen, reactor=self.clock, limits=Limits(**limits))
 
     def connect(self, peer: IAddress | None = None, *, line: Line | None = None) -> Line:
-        channel = self.site.buildProtocol(peer or IPv4Address("TCP", "192.0.2.1", 54321))
+        peer = peer or IPv4Address("TCP", "192.0.2.1", 54321)
+        channel = self.site.buildProtocol(peer)
         assert channel is not None
-        line = line or Line()
+        line = line or Line(peerAddress=peer)
         line.protocol = channel
         channel.makeConnection(line)
         return line
@@ -249,7 +251,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertTrue(line.half_closed)
 
     def test_a_refusal_is_one_constant_body_a_status_and_names_no_software(self) -> None:
-        line = Door(screen=nobody).connect()
+        line = Door(screen=nobody, small_body=9).connect()
         line.protocol.dataReceived(head("POST /", length=10))
         headers, _, body = line.value().partition(b"\r\n\r\n")
         self.assertEqual(body, BODIES[401])
@@ -285,7 +287,7 @@ class RefusalTests(SynchronousTestCase):
         self.assertFalse(line.connected)
 
     def test_who_was_refused_and_stays_is_hung_up_on(self) -> None:
-        door = Door(screen=nobody)
+        door = Door(screen=nobody, small_body=9)
         line = door.connect()
         line.protocol.dataReceived(head("POST /", length=10))
         door.clock.advance(0.4)
@@ -350,6 +352,107 @@ class RefusalTests(SynchronousTestCase):
         line = Door().connect()
         line.protocol.dataReceived(b"GET / HTTP/1.0\r\n\r\n")
         self.assertTrue(line.value().startswith(b"HTTP/1.0 200 "))
+
+
+class StayTests(SynchronousTestCase):
+    """Who was refused for a small request of plain framing goes on over the same connection."""
+
+    def only_get(self, request: GuardedRequest) -> None:
+        if request.method != b"GET":
+            raise Refused(401, "no signature")
+
+    def answers(self, line: Line) -> list[bytes]:
+        """The statuses of all answers, in order."""
+        return [part[:3] for part in line.value().split(b"HTTP/1.1 ")[1:]]
+
+    def test_the_answer_comes_before_the_body_and_the_body_is_kept_nowhere(self) -> None:
+        counting = Counting()
+        door = Door(counting, screen=self.only_get, small_body=10)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=10))
+        headers, _, body = line.value().partition(b"\r\n\r\n")
+        self.assertEqual((self.answers(line), body), ([b"401"], BODIES[401]))
+        self.assertNotIn(b"Connection:", headers)
+        [request] = line.protocol.requests
+        line.protocol.dataReceived(b"GET / HTT")
+        self.assertEqual(request.body, b"")
+        line.protocol.dataReceived(b"P")
+        self.assertEqual(line.protocol.requests, [])
+        line.protocol.dataReceived(head("GET /next"))
+        self.assertEqual(self.answers(line), [b"401", b"200"])
+        self.assertEqual((counting.asked, door.site.in_flight), ([b"/next"], 0))
+
+    def test_every_request_of_a_queue_gets_its_own_answer_in_order(self) -> None:
+        """T04: the body of a refused request is never taken for a request."""
+        counting = Counting()
+        inner = head("GET /smuggled")
+        whole = (post("/", NO_HEADERS, inner) + head("GET /1") + head("PUT /") + head("GET /2")) * 3
+        for size in (1, 7, len(inner), len(whole)):
+            counting.asked.clear()
+            door = Door(counting, screen=self.only_get)
+            line = door.connect()
+            for start in range(0, len(whole), size):
+                line.protocol.dataReceived(whole[start : start + size])
+                door.clock.advance(0)
+            self.assertEqual(self.answers(line), [b"401", b"200", b"401", b"200"] * 3)
+            self.assertEqual(counting.asked, [b"/1", b"/2"] * 3)
+
+    def test_a_refused_head_request_leaves_the_next_answer_in_its_place(self) -> None:
+        line = Door(screen=self.only_get).connect()
+        line.protocol.dataReceived(head("HEAD /"))
+        self.assertTrue(line.value().endswith(b"\r\n\r\n"))
+        line.protocol.dataReceived(head("GET /"))
+        self.assertEqual(self.answers(line), [b"401", b"200"])
+
+    def test_who_keeps_the_rest_of_a_body_back_is_hung_up_on_without_a_second_answer(self) -> None:
+        for leave in (lambda door, line: door.clock.advance(10), lambda door, line: line.protocol.readConnectionLost()):
+            door = Door(screen=nobody)
+            line = door.connect()
+            line.protocol.dataReceived(head("POST /", length=10) + b"x" * 9)
+            door.clock.advance(9.9)
+            self.assertTrue(line.connected)
+            leave(door, line)
+            self.assertFalse(line.connected)
+            self.assertEqual(self.answers(line), [b"401"])
+            self.assertEqual(door.clock.getDelayedCalls(), [])
+
+    def test_who_half_closes_after_a_refused_request_is_let_go(self) -> None:
+        door = Door(screen=nobody)
+        line = door.connect()
+        line.protocol.dataReceived(post("/", NO_HEADERS, b"body"))
+        line.protocol.readConnectionLost()
+        self.assertFalse(line.connected)
+
+    def test_who_hangs_up_in_the_middle_leaves_nothing_behind(self) -> None:
+        door = Door(screen=nobody)
+        line = door.connect()
+        line.protocol.dataReceived(head("POST /", length=10) + b"x")
+        line.loseConnection()
+        self.assertEqual((door.site.connected, door.clock.getDelayedCalls()), (0, []))
+
+    def test_a_body_that_is_large_or_of_unknown_length_ends_the_connection(self) -> None:
+        for request in (
+            head("POST /", length=11),
+            head("POST /", {b"Transfer-Encoding": b"chunked"}),
+            head("POST /", {b"Expect": b"100-continue"}, length=1),
+            head("POST /", {b"Connection": b"close"}, length=1),
+            head("POST /", length=1).replace(b"HTTP/1.1", b"HTTP/1.0"),
+        ):
+            line = Door(screen=nobody, small_body=10).connect()
+            line.protocol.dataReceived(request)
+            self.assertEqual(self.answers(line), [b"401"], request)
+            self.assertIn(b"\r\nConnection: close\r\n", line.value())
+            self.assertTrue(line.half_closed)
+
+    def test_an_answer_that_says_try_again_or_malformed_ends_the_connection(self) -> None:
+        for status in (400, 408, 413, 429, 503):
+
+            def screen(request: GuardedRequest, status: int = status) -> None:
+                raise Refused(status, "for the sake of it")
+
+            line = Door(screen=screen).connect()
+            line.protocol.dataReceived(head("POST /", length=1))
+            self.assertTrue(line.half_closed)
 
 
 class BodyTests(SynchronousTestCase):
@@ -435,6 +538,40 @@ class BodyTests(SynchronousTestCase):
         self.assertTrue(pending.requests[0].gone)
 
 
+class LargeBodyTests(SynchronousTestCase):
+    """Bodies that take long to judge."""
+
+    def sent(self, door: Door, times: int) -> list[Line]:
+        lines = [door.connect() for _ in range(times)]
+        for line in lines:
+            line.protocol.dataReceived(post("/", NO_HEADERS, b"x" * LARGE) + head("GET /next"))
+        return lines
+
+    def test_somebody_else_has_a_turn_between_two_and_what_follows_waits(self) -> None:
+        class Asking(Counting):
+            def render_POST(self, request: GuardedRequest) -> bytes:
+                front.clock.callLater(0, self.asked.append, b"somebody else")
+                return super().render_POST(request)
+
+        asking = Asking()
+        front = Door(asking)
+        lines = self.sent(front, 3)
+        self.assertEqual(asking.asked, [])
+        front.clock.advance(0)
+        self.assertEqual([path for path in asking.asked if path != b"/next"], [b"/", b"somebody else"] * 3)
+        self.assertEqual([line.value().count(b"HTTP/1.1 200 OK") for line in lines], [2, 2, 2])
+
+    def test_who_hangs_up_before_its_turn_is_not_judged_and_holds_nobody_up(self) -> None:
+        counting = Counting()
+        door = Door(counting)
+        lines = self.sent(door, 2)
+        lines[0].loseConnection()
+        door.clock.advance(0)
+        door.clock.advance(0)
+        self.assertEqual(counting.asked, [b"/", b"/next"])
+        self.assertEqual(door.site.in_flight, 0)
+
+
 class CrowdTests(SynchronousTestCase):
     """How many connections a door bears, and of whom."""
 
@@ -464,7 +601,7 @@ class CrowdTests(SynchronousTestCase):
         self.assert_turned_away(door.connect(IPv6Address("TCP", "::ffff:192.0.2.1", 1)), 429)
 
     def test_a_trusted_proxy_and_a_unix_socket_have_no_share(self) -> None:
-        door = Door(connections_per_peer=1, trusted=(ip_network("127.0.0.0/8"), ip_network("::1/128")))
+        door = Door(connections_per_peer=1, trusted=Trust.in_words(["127.0.0.0/8", "::1/128"]))
         for peer in (IPv4Address("TCP", "127.0.0.1", 1), IPv6Address("TCP", "::1", 1), UNIXAddress(None)):
             self.assertEqual([door.connect(peer).value() for _ in range(3)], [b""] * 3)
 
@@ -494,6 +631,194 @@ class CrowdTests(SynchronousTestCase):
         for n in range(5):
             door.connect(IPv4Address("TCP", f"192.0.2.{n}", 1)).loseConnection()
         self.assertEqual((door.site.connected, len(door.site.peers), len(door.site.waiting)), (0, 0, 0))
+
+
+class SenderTests(SynchronousTestCase):
+    """Who sends a request, as those see it who judge it."""
+
+    def senders(self, *peers: IAddress, trusted: Sequence[str] = ()) -> list[str]:
+        """Of a request with ``X-Forwarded-For``, over a connection from each of the peers."""
+        seen: list[str] = []
+        door = Door(screen=lambda request: seen.append(str(request.sender)), trusted=Trust.in_words(trusted))
+        for peer in peers:
+            door.connect(peer).protocol.dataReceived(head("GET /", {b"X-Forwarded-For": b"198.51.100.1, 192.0.2.7"}))
+        return seen
+
+    def test_only_a_trusted_proxy_speaks_for_others(self) -> None:
+        """T12."""
+        proxy, stranger, unix = (
+            IPv4Address("TCP", "127.0.0.1", 1),
+            IPv6Address("TCP", "2001:db8::1", 1),
+            UNIXAddress(None),
+        )
+        self.assertEqual(self.senders(proxy, stranger, unix), ["127.0.0.1", "2001:db8::1", "None"])
+        trusted = self.senders(proxy, stranger, unix, trusted=["127.0.0.0/8", "unix"])
+        self.assertEqual(trusted, ["192.0.2.7", "2001:db8::1", "192.0.2.7"])
+
+
+class Genuine(Counting):
+    """Believes whoever signs with the word itself, and says so to the door."""
+
+    def render_POST(self, request: GuardedRequest) -> bytes:
+        self.asked.append(request.path)
+        if request.header(b"signature") != [b"genuine"]:
+            return request.refuse(Refused(401, "a wrong signature"))
+        request.accept("a delivery")
+        return request.answer(b"welcome")
+
+
+class RefusalRateTests(SynchronousTestCase):
+    """T11, P36: how often one sender may be refused."""
+
+    HERE = IPv4Address("TCP", "192.0.2.1", 1)
+    THERE = IPv4Address("TCP", "192.0.2.2", 1)
+
+    def screen(self, request: GuardedRequest) -> None:
+        if request.path == b"/healthz":
+            request.limited = False
+        elif not request.header(b"signature"):
+            raise Refused(401, "no signature")
+
+    def door(self, genuine: Genuine | None = None, **limits: Any) -> Door:
+        return Door(genuine or Genuine(), screen=self.screen, **{"refusals": Rate(burst=3, per_second=1), **limits})
+
+    def answers(self, door: Door, peer: IAddress, request: bytes, times: int = 1) -> list[bytes]:
+        """The statuses of the answers to so many requests, each over a connection of its own."""
+        statuses = []
+        for _ in range(times):
+            line = door.connect(peer)
+            line.protocol.dataReceived(request)
+            line.loseConnection()
+            statuses.append(line.value().split()[1])
+        return statuses
+
+    def test_who_is_refused_too_often_is_told_to_wait(self) -> None:
+        door = self.door()
+        unsigned = post("/", NO_HEADERS, b"body")
+        self.assertEqual(self.answers(door, self.HERE, unsigned, 5), [b"401"] * 3 + [b"429"] * 2)
+        self.assertEqual(self.answers(door, self.THERE, unsigned), [b"401"])
+        door.clock.advance(1)
+        self.assertEqual(self.answers(door, self.HERE, unsigned, 2), [b"401", b"429"])
+        line = door.connect(self.HERE)
+        line.protocol.dataReceived(unsigned)
+        self.assertIn(b"\r\nRetry-After: ", line.value())
+        self.assertTrue(line.half_closed)
+
+    def test_what_is_refused_by_its_body_counts_too(self) -> None:
+        genuine = Genuine()
+        door = self.door(genuine)
+        forged = post("/", {b"Signature": b"forged"}, b"body")
+        self.assertEqual(self.answers(door, self.HERE, forged, 5), [b"401"] * 3 + [b"429"] * 2)
+        self.assertEqual(len(genuine.asked), 3)
+
+    def test_a_stranger_who_was_refused_too_often_is_not_heard_out(self) -> None:
+        door = self.door()
+        self.answers(door, self.HERE, post("/", NO_HEADERS, b""), 3)
+        line = door.connect(self.HERE)
+        line.protocol.dataReceived(head("POST /", {b"Signature": b"genuine"}, length=4))
+        self.assertTrue(line.value().startswith(b"HTTP/1.1 429 "))
+
+    def test_who_was_believed_before_is_judged_whatever_else_comes_from_there(self) -> None:
+        door = self.door()
+        genuine = post("/", {b"Signature": b"genuine"}, b"body")
+        self.answers(door, self.HERE, genuine)
+        self.answers(door, self.HERE, post("/", NO_HEADERS, b""), 10)
+        self.assertEqual(self.answers(door, self.HERE, genuine, 5), [b"200"] * 5)
+        self.assertEqual(self.answers(door, self.HERE, post("/", NO_HEADERS, b"")), [b"429"])
+
+    def test_what_is_accepted_never_counts(self) -> None:
+        door = self.door()
+        genuine = post("/", {b"Signature": b"genuine"}, b"body")
+        self.assertEqual(self.answers(door, self.HERE, genuine, 100), [b"200"] * 100)
+
+    def test_a_health_check_is_neither_limited_nor_counted(self) -> None:
+        door = self.door()
+        self.assertEqual(self.answers(door, self.HERE, head("GET /healthz"), 10), [b"200"] * 10)
+        self.assertEqual(self.answers(door, self.HERE, post("/", NO_HEADERS, b""), 4), [b"401"] * 3 + [b"429"])
+        self.assertEqual(self.answers(door, self.HERE, head("GET /healthz"), 10), [b"200"] * 10)
+
+    def test_malformed_and_late_requests_count_too(self) -> None:
+        door = self.door()
+        self.answers(door, self.HERE, b"rubbish\r\n\r\n", 2)
+        door.connect(self.HERE).protocol.dataReceived(b"POST")
+        door.clock.advance(door.site.limits.request_deadline)
+        self.assertEqual(self.answers(door, self.HERE, b"rubbish\r\n\r\n"), [b"400"])
+
+    def test_what_is_nobodys_fault_does_not_count(self) -> None:
+        for status in (500, 503):
+
+            def screen(request: GuardedRequest, status: int = status) -> None:
+                raise Refused(status, "for the sake of it")
+
+            door = Door(screen=screen, refusals=Rate(burst=3, per_second=1))
+            self.assertEqual(self.answers(door, self.HERE, head("GET /"), 10), [b"%d" % status] * 10)
+
+    def test_a_door_may_have_no_such_limit(self) -> None:
+        door = self.door(refusals=None)
+        self.assertEqual(self.answers(door, self.HERE, head("GET /"), 1000), [b"401"] * 1000)
+
+    def test_behind_a_trusted_proxy_each_sender_counts_for_itself(self) -> None:
+        """T12."""
+        door = self.door(trusted=Trust.in_words(["192.0.2.1"]))
+
+        def said(sender: bytes) -> list[bytes]:
+            return self.answers(door, self.HERE, head("GET /", {b"X-Forwarded-For": b"198.51.100.9, " + sender}), 4)
+
+        self.assertEqual(said(b"192.0.2.7"), [b"401"] * 3 + [b"429"])
+        self.assertEqual(said(b"192.0.2.8"), [b"401"] * 3 + [b"429"])
+
+    def test_a_header_of_somebody_untrusted_gives_no_fresh_start(self) -> None:
+        """T12."""
+        door = self.door()
+        answers = [
+            self.answers(door, self.HERE, head("GET /", {b"X-Forwarded-For": b"198.51.100.%d" % n})) for n in range(4)
+        ]
+        self.assertEqual(answers, [[b"401"]] * 3 + [[b"429"]])
+
+
+class RefusalWarningTests(SynchronousTestCase):
+    """What the log says of senders who are refused too often."""
+
+    def warned(self, door: Door, peer: IAddress, headers: dict[bytes, bytes] = NO_HEADERS, times: int = 9) -> list[str]:
+        with capturedLogs() as events:
+            for _ in range(times):
+                line = door.connect(peer)
+                line.protocol.dataReceived(head("POST /", headers, length=0))
+                line.loseConnection()
+        return [formatEvent(event) for event in events if event["log_level"] is LogLevel.warn]
+
+    def door(self, *trusted: str) -> Door:
+        return Door(screen=nobody, refusals=Rate(burst=3, per_second=1), trusted=Trust.in_words(trusted))
+
+    def test_an_episode_is_warned_of_once(self) -> None:
+        door = self.door()
+        [warning] = self.warned(door, IPv4Address("TCP", "9.9.9.9", 1))
+        self.assertIn("9.9.9.9", warning)
+        self.assertNotIn("trusted_proxies", warning)
+        door.clock.advance(QUIET)
+        self.assertEqual(len(self.warned(door, IPv4Address("TCP", "9.9.9.9", 1))), 1)
+
+    def test_a_crowd_is_no_crowd_of_warnings(self) -> None:
+        door = self.door()
+        warnings = [self.warned(door, IPv6Address("TCP", f"2001:db8:0:{n}::1", 1)) for n in range(50)]
+        self.assertEqual(sum(map(len, warnings)), 1)
+
+    def test_what_looks_like_a_proxy_is_pointed_out(self) -> None:
+        forwarded = {b"X-Forwarded-For": b"canary"}
+        for peer, headers, said in (
+            (IPv4Address("TCP", "127.0.0.1", 1), NO_HEADERS, "127.0.0.1"),
+            (IPv6Address("TCP", "::ffff:10.0.0.1", 1), NO_HEADERS, "10.0.0.1"),
+            (IPv4Address("TCP", "9.9.9.9", 1), forwarded, "9.9.9.9"),
+            (UNIXAddress(None), NO_HEADERS, "a unix socket"),
+        ):
+            [warning] = self.warned(self.door(), peer, headers)
+            self.assertIn(f"from {said} ", warning)
+            self.assertIn("trusted_proxies", warning)
+            self.assertNotIn("canary", warning)
+
+    def test_a_proxy_that_is_trusted_is_not_pointed_out(self) -> None:
+        [warning] = self.warned(self.door("127.0.0.1"), IPv4Address("TCP", "127.0.0.1", 1))
+        self.assertNotIn("trusted_proxies", warning)
 
 
 class PipelineTests(SynchronousTestCase):
@@ -637,8 +962,10 @@ async def asked(port: int, *parts: bytes) -> Answer:
 async def test_a_declared_length_over_the_limit_is_refused_before_the_body(no_files: None) -> None:
     """P20."""
     async with listening(door(Counting())) as port:
+        started = reactor.seconds()
         answer = await asked(port, head("POST /", length=26_214_401))
         assert (answer.status, answer.headers["connection"]) == (413, "close")
+        assert reactor.seconds() - started < 1
 
 
 @pytest_twisted.ensureDeferred
@@ -673,6 +1000,50 @@ async def test_a_chunked_body_is_counted(no_files: None) -> None:
         answer = await wire.last_answer()
         assert answer.status == 413
         assert site.in_flight == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_chunked_body_without_end_is_cut_off(no_files: None) -> None:
+    """P22: 60 chunks of 1 MiB, by a sender who does not listen; whatever is held, counts."""
+    site = door(Counting())
+    async with listening(site) as port:
+        wire = await connect(port)
+        wire.send(head("POST /", {b"Transfer-Encoding": b"chunked"}))
+        held = []
+        for _ in range(60):
+            if wire.lost is None:
+                wire.send(b"100000\r\n" + b"x" * MIB + b"\r\n")
+            await deferLater(reactor, 0)
+            held.append(site.in_flight + site.limits.small_body)
+        await wire.closed()
+        assert not wire.received or wire.received.startswith(b"HTTP/1.1 413 ")
+        assert MIB < max(held) <= site.limits.max_body
+        await become(lambda: not site.connected)
+        assert site.in_flight == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_refused_sender_goes_on_over_the_same_connection() -> None:
+    """T04: 200 refused requests in a row, in writes that end anywhere."""
+
+    def signed(request: GuardedRequest) -> None:
+        if not request.header(b"signature"):
+            raise Refused(401, "no signature")
+
+    counting = Counting()
+    async with listening(door(counting, signed, refusals=None)) as port:
+        wire = await connect(port)
+        smuggled = post("/smuggled", {b"Signature": b"x"}, b"")
+        everything = (post("/", NO_HEADERS, smuggled) + post("/genuine", {b"Signature": b"x"}, b"body")) * 200
+        for start in range(0, len(everything), 1000):
+            wire.send(everything[start : start + 1000])
+            await deferLater(reactor, 0)
+        for _ in range(200):
+            assert (await wire.answer()).status == 401
+            answer = await wire.answer()
+            assert (answer.status, answer.body) == (200, b"4")
+        await wire.close()
+    assert counting.asked == [b"/genuine"] * 200
 
 
 @pytest_twisted.ensureDeferred
@@ -785,12 +1156,12 @@ async def test_no_form_is_ever_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_400_slow_connections_keep_nobody_else_waiting() -> None:
-    """P37."""
-    async with listening(door(Counting())) as port:
-        slow = [await connect(port) for _ in range(400)]
+    """P37, from eight addresses: one alone may not hold so many."""
+    async with listening(site := door(Counting())) as port:
+        slow = [await connect(port, source=f"127.0.1.{n % 8 + 1}") for n in range(400)]
         for wire in slow:
-            if wire.lost is None:
-                wire.send(head("POST /", length=1000), b"x" * 10)
+            wire.send(head("POST /", length=1000), b"x" * 10)
+        await become(lambda: sum(bool(channel.requests) for channel in site.waiting) == 400)
         started = reactor.seconds()
         genuine = await connect(port, source="127.0.0.2")
         genuine.send(post("/", NO_HEADERS, b"body"))

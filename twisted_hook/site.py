@@ -8,13 +8,12 @@ over real sockets are what holds them in place.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from http import HTTPStatus
 from io import BytesIO
-from ipaddress import IPv4Address, IPv4Network, IPv6Network, ip_address
 
 from msgspec.json import encode
 from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol, IReactorTime, ITCPTransport
@@ -27,25 +26,39 @@ from twisted.web.resource import IResource
 from twisted.web.server import Request, Site
 from zope.interface import implementer
 
+from twisted_hook.hooks import Address
 from twisted_hook.model import Refused
+from twisted_hook.peers import FORWARDING, Trust, connected_from, sender_of, senders_of, share_of
+from twisted_hook.rates import Acquaintances, Rate, Refusals
 
 ERRORS = {
     400: "malformed request",
     401: "no valid signature",
-    403: "this hook does not serve that repository",
+    403: "this hook does not serve that repository, or not from this address",
     404: "not found",
     405: "method not allowed",
     408: "too slow",
     413: "too large",
     415: "unsupported content type or encoding; send Content-Type: application/json",
-    429: "too many connections",
+    429: "too many connections or refused requests",
     500: "internal error",
     503: "try again later",
 }
 BODIES = {status: encode({"error": text}) for status, text in ERRORS.items()}
 """What a refusal says: one constant body a status, whatever the cause, without a word of the request."""
 
+LARGE = 1_048_576
+"""Bytes of a body that waits for its turn: to hash one of 25 MiB, twice, and to read it holds the reactor for 40 ms."""
+AS_SENT = frozenset({b"x-gitlab-token"})
+"""Headers that are a secret themselves: one that was pasted with a space at its end is another one."""
+STAYING = frozenset({401, 403, 404, 405, 415})
+"""Refusals of a request whose framing is beyond doubt: the sender may send the next one."""
 RETRY_AFTER = b"30"
+QUIET = 60.0
+"""Seconds between two warnings of senders who are refused too often: there may be thousands of them."""
+PROXY_HINT = (
+    "; if many senders share that address, name the proxy in server.trusted_proxies, and each will count for itself"
+)
 TINY_CHUNK = 64
 """A chunked body whose chunks are smaller than this on average is an attack on the parser: 6 bytes cost it 3 µs."""
 FREE_CHUNKS = 1_000
@@ -73,7 +86,9 @@ class Limits:
     linger: float = 0.5
     """How long a sender who was refused may go on sending: one who is cut off at once sees a reset, not the answer."""
     linger_bytes: int = 1_048_576
-    trusted: tuple[IPv4Network | IPv6Network, ...] = ()
+    refusals: Rate | None = Rate(burst=200, per_second=20)  # noqa: RUF009 (it is frozen)
+    """How often one sender may be refused; who is not, may send as often as it likes."""
+    trusted: Trust = Trust()  # noqa: RUF009 (likewise)
 
 
 class Tally:
@@ -126,6 +141,10 @@ class GuardedRequest(Request):
     defaultContentType = None  # noqa: N815 (Twisted's name)
     length: int | None = 0
     """The length of the body as the headers tell it; None for a chunked one."""
+    limited = True
+    """Whether it may be refused because others were, too often; a screen may say no."""
+    answered = False
+    """Refused by its headers, and told so; what comes of its body is nobody's."""
     _received = 0
     _counted = 0
     _chunks = 0
@@ -137,6 +156,25 @@ class GuardedRequest(Request):
     @property
     def body(self) -> bytes:
         return self.content.getvalue()
+
+    @cached_property
+    def _connected(self) -> Address | None:
+        return connected_from(getattr(self.client, "host", None))
+
+    @cached_property
+    def senders(self) -> set[Address | None]:
+        """Who may have sent it: more than one where a forged header stands beside that of a trusted proxy."""
+        return senders_of(self._connected, self.header, self.site.limits.trusted)
+
+    @property
+    def sender(self) -> Address | None:
+        """Who sends it; None for a unix socket whose other end is not trusted."""
+        return sender_of(self._connected, self.senders)
+
+    @cached_property
+    def share(self) -> bytes:
+        """For whom it counts."""
+        return share_of(self.sender)
 
     @property
     def gone(self) -> bool:
@@ -150,18 +188,20 @@ class GuardedRequest(Request):
         self.path = self.uri.partition(b"?")[0]
         self.length = length
         self.content = BytesIO()
-        self._check_framing()
-        oversized = length is not None and length > self.site.limits.max_body
         try:
-            self.site.screen(self)
+            self._judge_headers()
         except Refused as refused:
-            # Where and how are asked before how much: an unknown path is 404, however long its body.
-            if refused.status in (404, 405) or not oversized:
+            self.site.spare_refusal(self)
+            if not self._may_stay(refused):
                 raise
-        if oversized:
-            raise Refused(413, "a body over the limit")
+            self.answered = True
+            self.channel.transport.write(self.refusal(refused))
+        else:
+            self.site.spare_stranger(self)
 
     def handleContentChunk(self, data: bytes) -> None:
+        if self.answered:
+            return
         self._received += len(data)
         self._chunks += 1
         if self._received > self.site.limits.max_body:
@@ -170,6 +210,24 @@ class GuardedRequest(Request):
             raise Refused(400, "a body in tiny chunks")
         self._count(self._received - self.site.limits.small_body)
         self.content.write(data)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        if self.answered:
+            self.finished = 1
+            self._cleanup()
+        elif self._received < LARGE:
+            super().requestReceived(command, path, version)
+        else:
+            self.site.in_turn(partial(self._receive, command, path, version))
+
+    def _receive(self, command: bytes, path: bytes, version: bytes) -> None:
+        if not self.gone:
+            super().requestReceived(command, path, version)
+
+    def accept(self, what: str) -> None:
+        """Note that it was genuine: its sender is known from now on."""
+        self.site.tally.note(f"{http.ACCEPTED} {what}")
+        self.site.known.add(self.share)
 
     def refuse(self, refused: Refused) -> bytes:
         """Make a refusal the answer to a request that is here in full, and give the answer's body."""
@@ -183,11 +241,10 @@ class GuardedRequest(Request):
         return body
 
     def refusal(self, refused: Refused) -> bytes:
-        """The whole answer to a request that is not here in full, headers and all; the connection ends with it."""
+        """The whole answer to a request that is not here in full, headers and all."""
         code, body = refused.status, self.answer(self._refusal(refused))
         self.setHeader(b"Server", b"hookdeploy")
         self.setHeader(b"Date", http.datetimeToString())
-        self.setHeader(b"Connection", b"close")
         lines = [b"HTTP/1.1 %d %b" % (code, HTTPStatus(code).phrase.encode())]
         lines += [b"%b: %b" % (name, value) for name, [value] in self.responseHeaders.getAllRawHeaders()]
         return b"\r\n".join((*lines, b"", b"" if self.method == b"HEAD" else body))
@@ -216,6 +273,28 @@ class GuardedRequest(Request):
             self.finish()
         return reason
 
+    def _judge_headers(self) -> None:
+        self._check_framing()
+        oversized = self.length is not None and self.length > self.site.limits.max_body
+        try:
+            self.site.screen(self)
+        except Refused as refused:
+            # Where and how are asked before how much: an unknown path is 404, however long its body.
+            if refused.status in (404, 405) or not oversized:
+                raise
+        if oversized:
+            raise Refused(413, "a body over the limit")
+
+    def _may_stay(self, refused: Refused) -> bool:
+        """Whether to forget its body, as far as it still comes, is easier for both than a new connection."""
+        return (
+            refused.status in STAYING
+            and self.length is not None
+            and self.length <= self.site.limits.small_body
+            and bool(self.channel.persistent)
+            and not self.header(b"expect")
+        )
+
     def _check_framing(self) -> None:
         """Refuse what Twisted lets pass and a proxy in front might read in another way."""
         codings = self.header(b"transfer-encoding")
@@ -228,6 +307,8 @@ class GuardedRequest(Request):
     def _refusal(self, refused: Refused) -> bytes:
         if refused.status in (429, 503):
             self.setHeader(b"Retry-After", RETRY_AFTER)
+        elif refused.status < 500:
+            self.site.count_refusal(self)
         self.site.tally.note(f"{refused.status} {refused.reason}")
         return BODIES[refused.status]
 
@@ -242,7 +323,7 @@ class GuardedRequest(Request):
 
 @implementer(IHalfCloseableProtocol)
 class GuardedChannel(HTTPChannel):
-    """A connection that ends when its sender is refused, late or silent. What refuses raises ``Refused``."""
+    """A connection that ends when its sender is late, silent, or refused for good. What refuses raises ``Refused``."""
 
     site: GuardedSite
     transport: ITCPTransport  # a TLS one gives the methods in use here too
@@ -286,9 +367,18 @@ class GuardedChannel(HTTPChannel):
 
     def headerReceived(self, line: bytes) -> bool:
         try:
-            return bool(super().headerReceived(line))
+            received = bool(super().headerReceived(line))
         except ValueError:  # Python reads no integer of more than 4300 digits
             raise Refused(400, "an absurd content length") from None
+        if received and line[-1:] in (b" ", b"\t") and line.partition(b":")[0].lower() in AS_SENT:
+            self._keep_the_end_of(line)
+        return received
+
+    def _keep_the_end_of(self, line: bytes) -> None:
+        """Twisted takes white space around a value away, as it is no part of one (RFC 9110, 5.5)."""
+        headers, (name, _, value) = self.requests[-1].requestHeaders, line.partition(b":")
+        if len(headers.getRawHeaders(name) or []) == 1:  # of several none counts, and to set all again takes its time
+            headers.setRawHeaders(name, [value.lstrip(b" \t")])
 
     def lineLengthExceeded(self, line: bytes) -> None:
         raise Refused(400, "an overlong header")
@@ -328,9 +418,13 @@ class GuardedChannel(HTTPChannel):
 
     def refuse(self, refused: Refused) -> None:
         """Answer now, take nothing more from this connection, and close it when the sender has had time to read."""
-        self._turn_deaf()
         request = self.requests[-1] if self.requests else self.requestFactory(self)
+        if request.answered:
+            self.loseConnection()
+            return
+        self._turn_deaf()
         request.site = self.site
+        request.setHeader(b"Connection", b"close")
         self.transport.write(request.refusal(refused))
         request.forget()
         if not self.isSecure():  # TLS has a farewell of its own, which must come before the end of the stream
@@ -343,7 +437,6 @@ class GuardedChannel(HTTPChannel):
     def loseConnection(self) -> None:
         """Close; who takes no more bytes, or leaves a TLS farewell unanswered, is cut off in the end."""
         self._turn_deaf()
-        self.site.waiting.pop(self, None)
         self._arm(self.site.limits.idle, self.transport.abortConnection)
         self.transport.loseConnection()
 
@@ -396,18 +489,25 @@ class GuardedSite(Site):
     noisy = False  # the log names the endpoints, which says more than an object's address
     protocol = GuardedChannel  # type: ignore[assignment]  # Twisted's own puts HTTP/2 beside it
     requestFactory = GuardedRequest  # noqa: N815 (Twisted's name)
+    warnings = Logger()
 
     def __init__(self, resource: IResource, *, screen: Screen, reactor: IReactorTime, limits: Limits) -> None:
         super().__init__(resource, timeout=limits.idle, reactor=reactor, parsePOSTFormSubmission=False)
         self.screen = screen
         self.limits = limits
+        """May be exchanged at any time; ``idle`` and ``refusals`` stay what they were at first."""
         self.tally = Tally(reactor)
+        self.known = Acquaintances()
+        self._refusals = Refusals(limits.refusals) if limits.refusals else None
+        self._clock = reactor
+        self._quiet_until = 0.0
         self.in_flight = 0
         self.connected = 0
         self.turned_away = 0
         self.peers: Counter[bytes | None] = Counter()
+        self._turns: deque[Callable[[], None]] = deque()
         self.waiting: dict[GuardedChannel, None] = {}
-        """The connections that wait for their sender, the one that waits longest first."""
+        """The connections that wait for their sender, or for him to close, the one that waits longest first."""
 
     def startFactory(self) -> None:
         """No access log, so none of the things that Twisted sets up for it."""
@@ -424,7 +524,7 @@ class GuardedSite(Site):
         return [b"http/1.1"]
 
     def buildProtocol(self, addr: IAddress | None) -> GuardedChannel | None:  # type: ignore[override]  # as above
-        peer = _peer(addr, self.limits.trusted)
+        peer = self._share(connected_from(getattr(addr, "host", None)))
         unwelcome = self._full(peer)
         if unwelcome is not None and self.turned_away >= self.limits.connections // 8:
             return None
@@ -451,6 +551,21 @@ class GuardedSite(Site):
         if not self.peers[channel.peer]:
             del self.peers[channel.peer]
 
+    def in_turn(self, act: Callable[[], None]) -> None:
+        """Do it after those that asked before, one in each turn of the reactor."""
+        self._turns.append(act)
+        if len(self._turns) == 1:
+            self._clock.callLater(0, self._take_turn)
+
+    def _take_turn(self) -> None:
+        act = self._turns[0]
+        try:
+            act()
+        finally:
+            self._turns.popleft()
+            if self._turns:
+                self._clock.callLater(0, self._take_turn)
+
     def _full(self, peer: bytes | None) -> Refused | None:
         """Why there is no room for one more connection of this peer; a full house makes room where it can."""
         if peer is not None and self.peers[peer] >= self.limits.connections_per_peer:
@@ -459,17 +574,42 @@ class GuardedSite(Site):
             return None
         if not self.waiting:
             return Refused(503, "too many connections")
-        next(iter(self.waiting)).loseConnection()
+        longest = next(iter(self.waiting))
+        del self.waiting[longest]
+        longest.transport.abortConnection()  # who is asked to close may take seconds, over TLS or with an unread answer
         return None
 
+    def _share(self, address: Address | None) -> bytes | None:
+        """For whom a connection counts; None where there is no limit."""
+        return None if address is None or self.limits.trusted.covers(address) else share_of(address)
 
-def _peer(addr: IAddress | None, trusted: Sequence[IPv4Network | IPv6Network]) -> bytes | None:
-    """What tells one peer from another: an IPv4 address, or the /64 of an IPv6 one, which one machine owns whole."""
-    host = getattr(addr, "host", None)
-    if host is None:
-        return None
-    ip = ip_address(host)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    if any(ip in network for network in trusted):
-        return None
-    return ip.packed if isinstance(ip, IPv4Address) else ip.packed[:8]
+    def spare_refusal(self, request: GuardedRequest) -> None:
+        """Raise ``Refused(429)`` if the sender was refused too often to be told once more what is wrong."""
+        if self._refusals is not None and self._refusals.exhausted(request.share, self._clock.seconds()):
+            raise Refused(429, "too many refused requests from one address")
+
+    def spare_stranger(self, request: GuardedRequest) -> None:
+        """The same for one that could be genuine, unless there was something genuine from that sender before.
+
+        Senders may share an address, a proxy's for one: a flood does not keep the forge out that comes from there too.
+        """
+        if request.limited and request.share not in self.known:
+            self.spare_refusal(request)
+
+    def count_refusal(self, request: GuardedRequest) -> None:
+        now = self._clock.seconds()
+        if self._refusals is None or not self._refusals.count(request.share, now):
+            return
+        if now >= self._quiet_until:
+            self._quiet_until = now + QUIET
+            self._warn(request)
+
+    def _warn(self, request: GuardedRequest) -> None:
+        sender = request.sender
+        shared = sender is None or sender.is_private or any(request.header(name) for name in FORWARDING)
+        hint = PROXY_HINT if shared and not self.limits.trusted.covers(sender) else ""
+        self.warnings.warn(
+            "Requests from {sender} are refused too often, so that more of them are answered with 429{hint}",
+            sender="a unix socket" if sender is None else str(sender),
+            hint=hint,
+        )
