@@ -26,6 +26,8 @@ _ENDPOINTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "systemd": ("domain", "index", "name"),
     }
 )
+_CLAIMED = "haproxy:"
+"""Before any other endpoint: each connection begins with the PROXY protocol, which claims where it comes from."""
 _ENDPOINT_PATHS = frozenset({"address", "privateKey", "certKey", "extraCertChain", "dhParameters", "path"})
 
 
@@ -48,12 +50,12 @@ def _split(value: str, separator: str, most: int = -1) -> list[str]:
     return pieces
 
 
-def _endpoint_arguments(value: str) -> tuple[str, dict[str, str]]:
+def endpoint_arguments(value: str) -> tuple[str, dict[str, str]]:
     """The kind of an endpoint and its arguments by name, as Twisted reads them."""
     kind, *pieces = _split(line(value), ":")
     names = _ENDPOINTS.get(kind)
     if names is None or not pieces:
-        kinds = ", ".join(f"{known}:" for known in _ENDPOINTS)
+        kinds = ", ".join((*(f"{known}:" for known in _ENDPOINTS), _CLAIMED))
         raise ValueError(f'must be a Twisted endpoint such as "tcp:8000" (one of {kinds}), not {shown(value)}')
     arguments: dict[str, str] = {}
     positions = iter(names)
@@ -70,7 +72,9 @@ def _endpoint_arguments(value: str) -> tuple[str, dict[str, str]]:
 
 def endpoint(value: str, start: Path) -> str:
     """A Twisted endpoint string of the right shape; its relative paths begin at ``start``."""
-    kind, arguments = _endpoint_arguments(value)
+    if is_claimed(value):
+        return _CLAIMED + endpoint(_inner(value), start)
+    kind, arguments = endpoint_arguments(value)
     if kind in {"tcp", "tcp6", "ssl"} or "port" in arguments:
         if _port(arguments.get("port", "")) is None:
             raise ValueError(f'needs a port from 0 to 65535, as in "{kind}:8000": {shown(value)}')
@@ -83,6 +87,41 @@ def endpoint(value: str, start: Path) -> str:
     if not _ENDPOINT_PATHS & arguments.keys():
         return value
     return ":".join((kind, *(f"{key}={_quoted(argument)}" for key, argument in arguments.items())))
+
+
+def is_claimed(value: str) -> bool:
+    """Whether who connects to this endpoint claims, by the PROXY protocol, where it comes from."""
+    return value.startswith(_CLAIMED)
+
+
+def _inner(value: str) -> str:
+    """The endpoint without the PROXY protocol, which cannot be spoken twice."""
+    return value.removeprefix(_CLAIMED)
+
+
+def is_open_and_plain(value: str) -> bool:
+    """Whether an endpoint without TLS may be reached from outside: it is on a public address, or on all there are."""
+    address = endpoint_address(value)
+    if address is None or _inner(value).partition(":")[0] not in ("tcp", "tcp6"):
+        return False
+    try:
+        host = ipaddress.ip_address(address[0])
+    except ValueError:  # all addresses, or a name that is not looked up here
+        return True
+    return ((host.ipv4_mapped if host.version == 6 else None) or host).is_global
+
+
+def is_of_this_machine(value: str) -> bool:
+    """Whether only programs of this machine reach an endpoint, and none that claims to speak for others."""
+    if is_claimed(value):
+        return False
+    if value.startswith("unix:"):
+        return True
+    host, _ = endpoint_address(value) or ("", 0)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _quoted(argument: str) -> str:
@@ -129,7 +168,7 @@ def bound_address(value: str) -> Address | None:
 def endpoint_address(value: str) -> Address | None:
     """The address of a well formed endpoint on a network, or None."""
     try:
-        kind, arguments = _endpoint_arguments(value)
+        kind, arguments = endpoint_arguments(_inner(value))
     except ValueError:
         return None
     number = _port(arguments.get("port", "443" if kind == "tls" else ""))
