@@ -45,3 +45,17 @@ def attempt(
         "repository_id": 1296269,
         "throttled_at": None,
     }
+
+
+def meta(*hooks: str) -> dict[str, object]:
+    """As https://docs.github.com/en/rest/meta/meta#get-github-meta-information shows it; without ``hooks`` its own."""
+    published = ["192.30.252.0/22", "185.199.108.0/22", "140.82.112.0/20", "143.55.64.0/20"]
+    published += ["2a0a:a440::/29", "2606:50c0::/32"]
+    return {
+        "verifiable_password_authentication": False,
+        "ssh_keys": [],
+        "hooks": list(hooks) or published,
+        "web": published,
+        "actions": ["4.148.0.0/16"] * 5_000,
+        "domains": {"website": ["*.github.com"]},
+    }

@@ -6,7 +6,7 @@ hangs up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from hashlib import sha256
 from typing import cast
 
@@ -21,7 +21,7 @@ from twisted.web.server import NOT_DONE_YET
 
 from twisted_hook.boundaries import Journal
 from twisted_hook.forges import FORGES
-from twisted_hook.hooks import FORM, JSON, Hook, media_type
+from twisted_hook.hooks import FORM, JSON, Hook, Network, media_type
 from twisted_hook.model import (
     Deployment,
     JournalUnavailable,
@@ -52,17 +52,23 @@ class Intake:
         *,
         missed: Callable[[Collection[str]], None] = lambda apps: None,
         repeated: Callable[[Collection[str]], None] = lambda apps: None,
+        published: Callable[[Hook], Sequence[Network] | None] = lambda hook: None,
+        shut_out: Callable[[Hook], None] = lambda hook: None,
     ) -> None:
         """``submit`` puts a deployment into its lane; ``now`` tells the seconds since the epoch, UTC.
 
         ``missed`` is told for which apps a delivery could not be taken; ``repeated`` for which one came again after all
         that it had led to: it may be news, as a branch that is pushed to and fro says twice the same, word for word.
+        ``published`` gives the networks that a hook's forge delivers from, None where they are not known; ``shut_out``
+        is told of a hook at which somebody was refused for his address.
         """
         self._journal = journal
         self._submit = submit
         self._now = now
         self._missed = missed
         self._repeated = repeated
+        self._published = published
+        self._shut_out = shut_out
         self.replace(hooks)
 
     def replace(self, hooks: Iterable[Hook]) -> None:
@@ -84,6 +90,10 @@ class Intake:
         if request.method != b"POST":
             request.setHeader(b"Allow", b"POST")
             raise Refused(405, "a method other than POST")
+        published = self._published(hook)
+        if not all(hook.admits(sender, published) for sender in request.senders):
+            self._shut_out(hook)
+            raise Refused(403, "an address that the hook is not delivered to from")
         if any(coding.lower() != b"identity" for coding in request.header(b"content-encoding")):
             raise Refused(415, "an encoded body")
         if media_type(request.header) not in (JSON, FORM):
@@ -106,7 +116,7 @@ class Intake:
             receipt = await self._record(new)
         except Refused as refused:
             return request.refuse(refused)
-        request.site.tally.note(f"{ACCEPTED} {receipt.verdict.value}: {new.message.name} on {new.hook}")
+        request.accept(f"{receipt.verdict.value}: {new.message.name} on {new.hook}")
         request.setResponseCode(ACCEPTED)
         return request.answer(encode(_told(receipt, new.reason)))
 
@@ -140,16 +150,17 @@ class Intake:
         """Believe the request, read it, and find whom it is for, or refuse it."""
         hook, body, now = self._hook(request), request.body, self._now()
         forge = FORGES[hook.forge]
-        signed = forge.verify(request.header, body, secrets=hook.secrets, allow_sha1=hook.allow_sha1, now=now)
+        proof = forge.verify(request.header, body, secrets=hook.keys, allow_sha1=hook.allow_sha1, now=now)
         message = forge.read(request.header, body)
         audience = hook.audience(message)
         return NewDelivery(
             hook=hook.name,
             message=message,
-            digest=sha256(signed).hexdigest(),
+            digest=sha256(proof.signed).hexdigest(),
             received_at=now,
             apps=audience.apps,
             reason=audience.reason,
+            secret=hook.name_of(proof.secret),
         )
 
     async def _record(self, new: NewDelivery) -> Receipt:
@@ -209,6 +220,7 @@ def _screen_health(request: GuardedRequest) -> None:
         raise Refused(405, "a method other than GET")
     if request.length != 0:
         raise Refused(413, "a health check with a body")
+    request.limited = False
 
 
 def _told(receipt: Receipt, reason: str) -> dict[str, object]:

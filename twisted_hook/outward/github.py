@@ -14,7 +14,7 @@ from http import HTTPStatus
 from urllib.parse import SplitResult, urlsplit
 
 from gidgethub import HTTPException, RedirectionException
-from gidgethub.abc import GitHubAPI
+from gidgethub.abc import CACHE_TYPE, GitHubAPI
 from treq.client import HTTPClient
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -35,7 +35,7 @@ from twisted_hook.redaction import Redactor
 TIMEOUT = 10.0
 """Seconds for one request, from the name's look-up to the answer's last byte."""
 LARGEST_ANSWER = 1024 * 1024
-"""Bytes; a page of a hundred deliveries is some 50 kB."""
+"""Bytes; a page of a hundred deliveries is some 50 kB, and all of GitHub's networks are some hundred kB."""
 VERSION = "2022-11-28"
 """The version of the API: https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
 LONGEST_PAUSE = 86_400.0
@@ -72,23 +72,31 @@ def quiet_until(status: int, headers: Mapping[str, str], now: float) -> float:
 
 
 class GitHub(GitHubAPI):
-    """One token at one GitHub. Ask within ``in_words``."""
+    """One token, or none, at one GitHub. Ask within ``in_words``."""
 
-    def __init__(self, reactor: Reactor, *, token: str, api: str, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        *,
+        token: str | None,
+        api: str,
+        now: Callable[[], float],
+        cache: CACHE_TYPE | None = None,
+    ) -> None:
         """``api`` is e.g. ``https://api.github.com``; a ``ValueError`` if it is not protected on its way.
 
-        ``now`` gives seconds since the epoch.
+        ``now`` gives seconds since the epoch. With a ``cache``, what has not changed since is not sent again.
         """
         self._origin = _origin(urlsplit(api))
         if self._origin[0] != "https" and not _is_loopback(self._origin[1]):
-            raise ValueError("GitHub's API must be https://: the token would be sent in the clear")
-        super().__init__(f"hookdeploy/{__version__}", oauth_token=token, base_url=api)
+            raise ValueError("GitHub's API must be https://: it is told a token, and believed")
+        super().__init__(f"hookdeploy/{__version__}", oauth_token=token, base_url=api, cache=cache)
         self._reactor = reactor
         self._now = now
         pool = HTTPConnectionPool(reactor, persistent=False)
         pool._factory = _Quiet  # noqa: SLF001 - there is no other way to have it quiet
         self._http = HTTPClient(Agent(reactor, connectTimeout=TIMEOUT, pool=pool))
-        self._redactor = Redactor([token])
+        self._redactor = Redactor([token] if token else [])
         self._quiet_until = 0.0
 
     @property
