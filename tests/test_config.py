@@ -26,6 +26,7 @@ from twisted_hook.config import (
     from_environment,
     parse,
     read,
+    read_environment,
 )
 from twisted_hook.configschema import AppTable, HookTable, ServerTable
 
@@ -148,11 +149,11 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((config.apps["blog"], config.server), (plain, ServerConfig()))
 
     def test_everything_that_is_available_is_understood(self) -> None:
-        later = ("trusted_proxies", "paths")
-        text = "\n".join(line for line in EVERYTHING.splitlines() if not line.startswith(later))
-        config = parse(text.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
+        config = parse(EVERYTHING.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
         app = config.apps["blog"]
         self.assertEqual(config.server.public_url, "https://deploy.example.com")
+        self.assertEqual(config.server.trusted_proxies, ("127.0.0.1/32",))
+        self.assertEqual(app.paths, ("services/blog/**",))
         self.assertEqual([secret.env for secret in config.hooks[0].secrets], [None, "OLD_SECRET"])
         self.assertEqual(app.build, (StepConfig("uv sync --frozen", ("uv", "sync", "--frozen")),))
         self.assertEqual(app.env, {"DJANGO_SETTINGS_MODULE": "blog.settings"})
@@ -222,14 +223,7 @@ class MeaningTests(SynchronousTestCase):
     def test_what_the_interface_promises_for_later_is_answered_key_by_key(self) -> None:
         found = faults_of(EVERYTHING)
         self.assertEqual(set(found.values()), {"is not available yet"})
-        self.assertEqual(
-            set(found),
-            {
-                "server.trusted_proxies",
-                "dashboard.listen",
-                "apps.blog.paths",
-            },
-        )
+        self.assertEqual(set(found), {"dashboard.listen"})
 
     def test_keys_for_later_that_ask_for_nothing_are_good(self) -> None:
         nothing = "paths = []\n"
@@ -341,7 +335,7 @@ class FaultTests(SynchronousTestCase):
             hook = "githu"
             workers = "two"
             worker = 2
-            paths = ["blog/**"]
+            paths = ["/blog/**"]
             """
         )
         self.assertEqual(
@@ -357,7 +351,8 @@ class FaultTests(SynchronousTestCase):
                 'e.g. repository = "https://github.com/acme/blog.git"',
                 "apps.blog.workers": 'must be an integer, not "two"',
                 "apps.blog.worker": "unknown key; did you mean workers?",
-                "apps.blog.paths": "is not available yet",
+                "apps.blog.paths[0]": "must be a pattern of paths inside the repository, "
+                'such as "blog/**", not "/blog/**"',
             },
         )
 
@@ -640,6 +635,7 @@ class FaultTests(SynchronousTestCase):
         for bad in (
             "8000", "0.0.0.0:8000", "udp:53", "tcp", "tcp:", "tcp:x", "tcp:65536", "tcp:80:iface=1", "tcp:1:2:3:4",
             "unix:", "systemd:domain=INET", "systemd:INET:index=0:name=x", "tls:", "tls:/c:99999", "",
+            "haproxy:", "haproxy:8000", "haproxy:tcp:x", "haproxy:haproxy:tcp:80",
         ):  # fmt: skip
             self.assertIn("server.listen[0]", faults_of(with_server(f'listen = ["{bad}"]')), bad)
         self.assertIn("server.listen", faults_of(with_server("listen = []")))
@@ -653,6 +649,72 @@ class FaultTests(SynchronousTestCase):
             serverFromString(reactor, addresses.endpoint(good, BASE))
         odd = serverFromString(reactor, addresses.endpoint(r"unix:odd\:name\=x", BASE))
         self.assertEqual(odd._address, "/etc/hookdeploy/odd:name=x")
+
+    def test_the_proxy_protocol_may_stand_before_an_endpoint(self) -> None:
+        reactor = MemoryReactorClock()
+        for good in ("haproxy:tcp:8000", r"haproxy:tcp6:80:interface=\:\:1", r"haproxy:unix:odd\:name\=x"):
+            text = parse(with_server(f"listen = ['{good}']\ntrusted_proxies = ['unix', '10.0.0.0/8']"), BASE)
+            serverFromString(reactor, text.server.listen[0])
+        self.assertEqual(text.server.listen, (r"haproxy:unix:address=/etc/hookdeploy/odd\:name\=x",))
+        self.assertEqual(addresses.endpoint_address("haproxy:tcp:8000"), ("", 8000))
+
+    def test_who_may_claim_any_address_wants_somebody_who_is_believed(self) -> None:
+        found = faults_of(with_server('listen = ["tcp:1", "haproxy:tcp:8000"]'))
+        self.assertEqual(list(found), ["server.listen[1]"])
+        self.assertIn("may claim to come from any address", found["server.listen[1]"])
+        self.assertIn("trusted_proxies", found["server.listen[1]"])
+
+    def test_the_environment_has_no_way_to_say_who_is_believed(self) -> None:
+        environ = {"GITHUB_SECRET": "x" * 32, "REPO_PATH": "/srv/blog", "HOOK_LISTEN": "haproxy:tcp:8000"}
+        [fault] = read_environment(environ).faults
+        self.assertEqual(fault.path, "HOOK_LISTEN")
+        self.assertIn("in a hookdeploy.toml", fault.message)
+
+    def test_proxies_are_networks_or_the_unix_sockets(self) -> None:
+        good = '["127.0.0.1", "10.0.0.0/8", "::1/128", "unix"]'
+        trusted = parse(with_server(f"trusted_proxies = {good}"), BASE).server.trusted_proxies
+        self.assertEqual(trusted, ("127.0.0.1", "10.0.0.0/8", "::1/128", "unix"))
+        for bad, words in (
+            ("UNIX", "must be a network"), ("", "must be a network"), ("github", "must be a network"),
+            ("10.0.0.1/8", 'did you mean "10.0.0.0/8"?'), ("10.0.0.0/33", "must be a network"),
+            ("::ffff:10.0.0.0/104", 'write it as "10.0.0.0/8"'), ("proxy.example.com", "must be a network"),
+        ):  # fmt: skip
+            self.assertIn(words, faults_of(with_server(f'trusted_proxies = ["{bad}"]'))["server.trusted_proxies[0]"])
+
+    def test_a_hook_may_be_for_some_networks_only_and_for_those_of_github(self) -> None:
+        config = parse(with_hook('only_from = ["github", "203.0.113.0/24"]'), BASE)
+        self.assertEqual(config.hooks[0].only_from, ("github", "203.0.113.0/24"))
+        self.assertEqual(parse(SMALLEST, BASE).hooks[0].only_from, ())
+        for bad, where in (('["gitlab"]', "[0]"), ('["unix"]', "[0]"), ("[]", ""), ('["::1", 5]', "[1]")):
+            self.assertIn(f"hooks.github.only_from{where}", faults_of(with_hook(f"only_from = {bad}")), bad)
+
+    def test_only_github_publishes_its_networks(self) -> None:
+        found = faults_of(with_hook('forge = "gitea"\nonly_from = ["::1", "github"]'))
+        self.assertEqual(
+            found, {"hooks.github.only_from[1]": '"github" is for forge = "github" only: name the networks'}
+        )
+
+    def test_patterns_of_paths_lie_inside_the_repository(self) -> None:
+        good = ["services/blog/**", "*.py", "!docs/", "a b/[!x]?", "!**/*.md", "...", ":(top)x"]
+        self.assertEqual(parse(with_app(f"paths = {good}"), BASE).apps["blog"].paths, tuple(good))
+        for bad in ("", "!", "/", "/etc", "!/etc", "..", "a/../b", "./a", "a//b", "a/..", " ", "a\\nb", "a\\u0000b"):
+            self.assertIn("apps.blog.paths[0]", faults_of(with_app(f'paths = ["{bad}"]'.replace("\\\\", "\\"))), bad)
+        self.assertIn("apps.blog.paths", faults_of(with_app('paths = "blog/**"')))
+
+    def test_an_app_may_have_several_secrets_of_its_own(self) -> None:
+        """Each has its key path: as it is written where it is wrong, and by its place where there are several."""
+        own = SMALLEST.replace('hook = "github"', "secret = {}")
+        one = parse(own.replace("{}", '{ env = "A" }'), BASE).hooks[1].secrets
+        two = parse(own.replace("{}", '[{ env = "A" }, { env = "B" }]'), BASE).hooks[1].secrets
+        self.assertEqual([each.where for each in one], ["apps.blog.secret"])
+        self.assertEqual(
+            [(each.where, each.env) for each in two], [("apps.blog.secret[0]", "A"), ("apps.blog.secret[1]", "B")]
+        )
+        for bad, where in (
+            ('"hunter2"', ""), ("[]", ""), ("{}", ""), ('{ env = "A", x = 1 }', ".x"), ('[{ env = "A" }, "x"]', "[1]"),
+            ("[{ env = 5 }]", "[0].env"), ("{ env = 5 }", ".env"), ("false", ""),
+        ):  # fmt: skip
+            self.assertEqual(list(faults_of(own.replace("{}", bad))), [f"apps.blog.secret{where}"], bad)
 
     def test_a_public_url_is_an_address_without_user_or_query(self) -> None:
         self.assertEqual(

@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ GIT_ENVIRON = {**ENVIRON, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM
 
 RELEASE = """
 state = "state"
+[server]
+listen = ["tcp:8000:interface=127.0.0.1"]
 [hooks.github]
 secrets = [{ file = "hook.secret" }]
 [apps.blog]
@@ -86,7 +89,7 @@ def test_a_good_file_gives_hooks_with_their_secrets(place: Path) -> None:
     settings = loaded(place, RELEASE)
     (hook,) = settings.hooks
     assert (hook.name, hook.path, hook.forge) == ("github", "/hooks/github", "github")
-    assert hook.secrets == (SECRET.encode(),)
+    assert hook.keys == (SECRET.encode(),)
     assert [(app.app, app.names, app.ref) for app in hook.subscriptions] == [("blog", ("acme/blog",), None)]
     assert settings.source == place / "hookdeploy.toml"
     assert settings.warnings == ()
@@ -192,7 +195,7 @@ def test_secrets_come_from_files_variables_and_credentials(place: Path) -> None:
     (place / "github").write_text("from a credential\r\n")
     text = RELEASE.replace('"hook.secret" }', '"hook.secret" }, { env = "OLD" }, { credential = "github" }')
     settings = loaded(place, text, {**ENVIRON, "OLD": "from a variable\n", "CREDENTIALS_DIRECTORY": str(place)})
-    assert settings.hooks[0].secrets == (SECRET.encode(), b"from a variable\n", b"from a credential")
+    assert settings.hooks[0].keys == (SECRET.encode(), b"from a variable\n", b"from a credential")
 
 
 def test_a_secret_that_could_sign_nothing_stops_the_start(place: Path) -> None:
@@ -219,6 +222,35 @@ def test_the_secret_of_an_app_makes_a_hook(place: Path) -> None:
     settings = loaded(place, RELEASE.replace('hook = "github"', 'secret = { file = "hook.secret" }'))
     assert [hook.path for hook in settings.hooks] == ["/hooks/github", "/hooks/blog"]
     assert settings.warnings == ("hooks.github: no app uses it",)
+
+
+def test_the_two_variables_of_the_quick_start_warn_once_of_the_plain_door(clone: Path) -> None:
+    environ = {**ENVIRON, "GITHUB_SECRET": SECRET, "REPO_PATH": str(clone)}
+    (warning,) = load(None, environ).warnings
+    assert warning.startswith("HOOK_LISTEN: tcp:8000 is plain HTTP")
+    assert load(None, {**environ, "HOOK_LISTEN": "tcp:8000:interface=127.0.0.1"}).warnings == ()
+
+
+def test_who_may_deliver_reaches_the_hook(place: Path) -> None:
+    [hook] = loaded(place, RELEASE.replace("[apps.blog]", 'only_from = ["github", "10.0.0.0/8"]\n[apps.blog]')).hooks
+    assert (hook.networks, hook.published) == ((ip_network("10.0.0.0/8"),), True)
+    [hook] = loaded(place, RELEASE).hooks
+    assert (hook.networks, hook.published) == ((), False)
+
+
+def test_a_secret_that_is_there_twice_warns(place: Path) -> None:
+    """Who meant to change it has not; every key path is named, and nothing of the secret is."""
+    text = RELEASE.replace("}]", '}, { env = "OTHER" }, { env = "SAME" }]')
+    (warning,) = loaded(place, text, {**ENVIRON, "OTHER": "x" * 32, "SAME": SECRET}).warnings
+    assert warning.startswith("hooks.github.secrets[2]: is the same secret as hooks.github.secrets[0]")
+    assert SECRET not in warning
+
+
+def test_an_app_may_have_two_secrets_of_its_own(place: Path) -> None:
+    text = RELEASE.replace('hook = "github"', 'secret = [{ file = "hook.secret" }, { env = "NEW" }]')
+    [_, hook] = loaded(place, text, {**ENVIRON, "NEW": "x" * 32}).hooks
+    assert (hook.name, hook.keys) == ("blog", (SECRET.encode(), b"x" * 32))
+    assert "apps.blog.secret[1]" in faults_of(place, text)
 
 
 # --- tokens
@@ -288,10 +320,30 @@ def test_an_address_at_which_nothing_can_be_asked_warns(place: Path) -> None:
     assert warning == "hooks.github.api: nothing is asked there without a token"
 
 
+def test_a_list_of_senders_that_nobody_can_be_on_warns(place: Path) -> None:
+    """Behind a proxy on this machine every sender has the proxy's address, or none."""
+    listed = RELEASE.replace("[apps.blog]", 'only_from = ["github"]\n[apps.blog]')
+    (warning,) = loaded(place, listed).warnings
+    assert warning.startswith("hooks.github.only_from: at tcp:8000:interface=127.0.0.1 no sender's own address is seen")
+    for door in ("unix:/run/hook.sock", "tcp6:8000:interface=\\\\:\\\\:1"):
+        (warning,) = loaded(place, listed.replace("tcp:8000:interface=127.0.0.1", door)).warnings
+        assert "server.trusted_proxies" in warning
+    for other in (
+        listed.replace("[hooks", 'trusted_proxies = ["127.0.0.1/32"]\n[hooks', 1),
+        listed.replace('"github"]', '"127.0.0.0/8"]'),
+        listed.replace("tcp:8000:interface=127.0.0.1", "tcp:8000:interface=192.168.0.1"),
+        listed.replace("[apps.blog]", 'api = "https://github.example.com/api/v3"\n[apps.blog]').replace(
+            "127.0.0.1", "192.168.0.1"
+        ),
+        RELEASE,
+    ):
+        assert loaded(place, other).warnings == (), other
+
+
 def test_a_journal_that_forgets_before_a_forge_stops_repeating_warns(place: Path) -> None:
-    (warning,) = loaded(place, RELEASE.replace("[hooks", '[server]\nhistory = "71h"\n[hooks')).warnings
+    (warning,) = loaded(place, RELEASE.replace("[hooks", 'history = "71h"\n[hooks')).warnings
     assert warning.startswith("server.history: a forge may deliver a push again for three days")
-    assert loaded(place, RELEASE.replace("[hooks", '[server]\nhistory = "3d"\n[hooks')).warnings == ()
+    assert loaded(place, RELEASE.replace("[hooks", 'history = "3d"\n[hooks')).warnings == ()
 
 
 def test_a_pattern_of_tags_reaches_the_hook(place: Path) -> None:
@@ -483,7 +535,7 @@ def test_the_environment_is_enough(clone: Path, monkeypatch: pytest.MonkeyPatch)
     app = settings.config.apps["blog"]
     assert (app.wsgi, app.branch, app.names, app.path) == ("wsgi:application", "trunk", (), clone)
     assert settings.config.state == clone.parent / ".hookdeploy-blog"
-    assert (settings.hooks[0].path, settings.hooks[0].secrets) == ("/github", (SECRET.encode(),))
+    assert (settings.hooks[0].path, settings.hooks[0].keys) == ("/github", (SECRET.encode(),))
     assert (settings.source, settings.redact) == (None, (SECRET,))
     assert (app.poll, dict(settings.tokens)) == (300.0, {})
     assert SECRET not in repr(settings)

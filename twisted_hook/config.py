@@ -9,7 +9,7 @@ from __future__ import annotations
 import os.path
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 from pydantic import SecretBytes
 
 from twisted_hook import addresses, configschema, configvalues
-from twisted_hook.configrules import broken_rules, tables
+from twisted_hook.configrules import CLAIMED, broken_rules, tables
 from twisted_hook.configschema import (
     AppTable,
     Fault,
@@ -53,6 +53,7 @@ _VARIABLES_NOT_AVAILABLE_YET = ("DASHBOARD_LISTEN",)
 
 USUAL_POLL = 300.0
 """Seconds between two looks at a remote, where nothing else is said."""
+_T = TypeVar("_T")
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -77,6 +78,8 @@ class ServerConfig:
     """Twisted endpoint strings, their paths absolute."""
     public_url: str | None = None
     """Where the hooks are reached from outside, without a slash at the end."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Whose word on where a request comes from is believed: networks, e.g. ``127.0.0.1/32``, and ``unix``."""
     max_body: int = 26_214_400
     """Bytes."""
     min_free: int | None = None
@@ -101,6 +104,12 @@ class SecretSource:
     where: str = ""
     """The key path at which it is configured."""
 
+    @property
+    def words(self) -> str:
+        """What a person would call it, e.g. ``file /etc/hookdeploy/hook.secret``."""
+        found = ((kind, getattr(self, kind)) for kind in ("file", "env", "credential"))
+        return next((f"{kind} {name}" for kind, name in found if name is not None), self.where)
+
 
 @dataclass(frozen=True, slots=True)
 class HookConfig:
@@ -115,6 +124,8 @@ class HookConfig:
     """For the forge's API, to ask for failed deliveries again; only GitHub's."""
     api: str | None = None
     """Where that API is, e.g. ``https://github.example.com/api/v3``; None is known by the repository's host."""
+    only_from: tuple[str, ...] = ()
+    """From where alone it is delivered to: networks, and ``github`` for what GitHub publishes; empty: anywhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +153,8 @@ class AppConfig:
     branch: str | None = None
     tag: str | None = None
     """A pattern: the newest tag that matches is deployed, instead of a branch."""
+    paths: tuple[str, ...] = ()
+    """Patterns, as ``Checkout.touches`` has them: it is deployed only if such a file changed; none means any file."""
     poll: float = USUAL_POLL
     """Seconds between two looks at the remote; 0 turns them off."""
     mode: Literal["release", "in-place"] = "release"
@@ -304,6 +317,7 @@ def _server(table: ServerTable) -> ServerConfig:
     return ServerConfig(
         listen=tuple(table.listen),
         public_url=table.public_url,
+        trusted_proxies=tuple(table.trusted_proxies),
         max_body=table.max_body,
         min_free=table.min_free,
         max_builds=table.max_builds,
@@ -316,13 +330,21 @@ def _hook(name: str, table: HookTable) -> HookConfig:
     sources = (
         _source(secret, key_path(("hooks", name, "secrets", place))) for place, secret in enumerate(table.secrets)
     )
+    senders = tuple(table.only_from or ())
     token = None if table.token is None else _source(table.token, key_path(("hooks", name, "token")))
     path = table.path or f"/hooks/{name}"
-    return HookConfig(name, path, table.forge, tuple(sources), table.allow_sha1, token, table.api)
+    return HookConfig(name, path, table.forge, tuple(sources), table.allow_sha1, token, table.api, senders)
 
 
-def _own_hook(app: str, secret: SecretTable) -> HookConfig:
-    return HookConfig(app, f"/hooks/{app}", "github", (_source(secret, key_path(("apps", app, "secret"))),))
+def _own_hook(app: str, secrets: Sequence[SecretTable]) -> HookConfig:
+    sources = (_source(secret, where) for where, secret in _placed(app, secrets))
+    return HookConfig(app, f"/hooks/{app}", "github", tuple(sources))
+
+
+def _placed(app: str, secrets: Sequence[_T]) -> Iterator[tuple[str, _T]]:
+    """The secrets of an app's own hook, each with its key path; a single one has no place, as it may be in no list."""
+    for place, secret in enumerate(secrets):
+        yield key_path(("apps", app, "secret", *((place,) if len(secrets) > 1 else ()))), secret
 
 
 def _source(table: SecretTable, where: str) -> SecretSource:
@@ -338,6 +360,7 @@ def _app(name: str, table: AppTable) -> AppConfig:
         names=tuple(table.names or default_names),
         branch=table.branch,
         tag=table.tag,
+        paths=tuple(table.paths),
         poll=table.poll,
         mode=table.mode,
         path=table.path,
@@ -369,9 +392,6 @@ def _step(table: StepTable) -> StepConfig:
     argv = configvalues.argv(table.run, shell=table.shell)
     said = table.run if isinstance(table.run, str) else configvalues.joined(argv)
     return StepConfig(table.name or " ".join(said.split()), argv, table.timeout, MappingProxyType(table.env))
-
-
-_T = TypeVar("_T")
 
 
 def _attempt(function: Callable[..., _T], *arguments: object, **named: object) -> _T | None:
@@ -412,7 +432,9 @@ def _secrets_written(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
         secrets = table.get("secrets")
         for place, secret in enumerate(secrets if isinstance(secrets, list) else ()):
             yield key_path(("hooks", hook, "secrets", place)), secret
-    yield from ((key_path(("apps", app, "secret")), table.get("secret")) for app, table in tables(raw, "apps"))
+    for app, table in tables(raw, "apps"):
+        secret = table.get("secret")
+        yield from _placed(app, secret if isinstance(secret, list) else [secret])
 
 
 def _tokens_written(raw: Mapping[str, object]) -> Iterator[tuple[str, object]]:
@@ -457,6 +479,13 @@ def _zero_or_one(value: str) -> bool:
     return value == "1"
 
 
+def _plain_door(value: str, base: Path) -> str:
+    """An endpoint at which nobody claims an address: here nothing says whose word counts."""
+    if addresses.is_claimed(value):
+        raise ValueError(f"{CLAIMED} in a hookdeploy.toml")
+    return addresses.endpoint(value, base)
+
+
 def _not_yet(_value: str) -> None:
     raise ValueError("is not available yet")
 
@@ -474,7 +503,7 @@ def read_environment(environ: Mapping[str, str], base: Path = Path()) -> Reading
     state = variables.optional("HOOKDEPLOY_STATE", lambda value: configvalues.path(value, base))
     if state is None and app.path is not None:
         state = app.path.parent / f".hookdeploy-{app.name}"
-    listen = variables.optional("HOOK_LISTEN", lambda value: addresses.endpoint(value, base)) or "tcp:8000"
+    listen = variables.optional("HOOK_LISTEN", lambda value: _plain_door(value, base)) or "tcp:8000"
     for later in _VARIABLES_NOT_AVAILABLE_YET:
         variables.optional(later, _not_yet)
     mentions = Mentions(

@@ -10,9 +10,11 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from pathlib import Path
 from types import MappingProxyType
 
+from twisted_hook import exposure
 from twisted_hook.accounts import NoSuchAccount, account_of
 from twisted_hook.config import (
     AppConfig,
@@ -26,9 +28,9 @@ from twisted_hook.config import (
     read_environment,
 )
 from twisted_hook.configschema import key_path
-from twisted_hook.configvalues import looks_like_shell, name_of
+from twisted_hook.configvalues import GITHUB, looks_like_shell, name_of
 from twisted_hook.forges import flaw
-from twisted_hook.hooks import Hook, Subscription
+from twisted_hook.hooks import Hook, Secret, Subscription
 from twisted_hook.localgit import LocalClone
 from twisted_hook.refs import HEADS
 from twisted_hook.survey import PASSABLE, Survey, check_state, content, read_env_file
@@ -71,20 +73,41 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     reading = read_environment(environ, Path.cwd()) if path is None else _read_file(path, name)
     survey = Survey(environ)
     survey.look(reading.mentions)
-    faults = (*reading.faults, *survey.faults, *_useless_secrets(reading.config, survey.secrets))
+    faults = (
+        *reading.faults,
+        *survey.faults,
+        *_useless_secrets(reading.config, survey.secrets),
+        *_unservable(reading.config, path),
+    )
     if reading.config is None or faults:
         raise ConfigError(faults, name)
     config = _completed(reading.config, survey.clones, without_file=path is None)
+    hooks = tuple(_hooks(config, survey.secrets))
     return Settings(
         config=config,
-        hooks=tuple(_hooks(config, survey.secrets)),
+        hooks=hooks,
         tokens=MappingProxyType(
             {hook.name: survey.tokens[hook.token.where] for hook in config.hooks if hook.token is not None}
         ),
         redact=_to_redact(config, survey),
-        warnings=(*survey.warnings, *_warnings(config, path), *(_unread(config, environ) if found else ())),
+        warnings=(*survey.warnings, *_warnings(config, hooks, path), *(_unread(config, environ) if found else ())),
         source=path and path.absolute(),
     )
+
+
+def _unservable(config: Config | None, path: Path | None) -> Iterator[Fault]:
+    """What keeps the endpoints with TLS from being served."""
+    for place, endpoint in enumerate(config.server.listen if config is not None else ()):
+        if not endpoint.removeprefix("haproxy:").startswith(("ssl:", "tls:")):
+            continue
+        # Few have TLS here, and what it stands on is much.
+        from twisted_hook.certificates import BadCertificate, source_of  # noqa: PLC0415
+
+        try:
+            if (source := source_of(endpoint)) is not None:
+                source.options()
+        except (BadCertificate, ValueError) as error:
+            yield Fault("HOOK_LISTEN" if path is None else key_path(("server", "listen", place)), str(error))
 
 
 def _read_file(path: Path, name: str) -> Reading:
@@ -126,8 +149,10 @@ def _hooks(config: Config, secrets: Mapping[str, bytes]) -> Iterator[Hook]:
             name=hook.name,
             path=hook.path,
             forge=hook.forge,
-            secrets=tuple(secrets[source.where] for source in hook.secrets),
+            secrets=tuple(Secret(secrets[source.where], source.words) for source in hook.secrets),
             allow_sha1=hook.allow_sha1,
+            networks=tuple(ip_network(sender) for sender in hook.only_from if sender != GITHUB),
+            published=GITHUB in hook.only_from,
             subscriptions=tuple(_subscription(app) for app in _apps_of(config, hook)),
         )
 
@@ -183,13 +208,15 @@ def _unread(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
         yield f"./{DEFAULT_NAME} is the configuration; {', '.join(names)} in the environment: not read beside it"
 
 
-def _warnings(config: Config, path: Path | None) -> Iterator[str]:
+def _warnings(config: Config, hooks: Iterable[Hook], path: Path | None) -> Iterator[str]:
+    yield from exposure.warnings(config.server, hooks, from_file=path is not None)
     if config.server.history < REPEATS:
         yield (
             "server.history: a forge may deliver a push again for three days, and what the journal has let go of by "
             'then is deployed again; take "3d" or more'
         )
     yield from _warnings_of_hooks(config)
+    yield from _same_secrets(config, hooks)
     for app in config.apps.values():
         if app.repository and app.repository.startswith("/") and not Path(app.repository).exists():
             yield (
@@ -210,10 +237,19 @@ def _warnings(config: Config, path: Path | None) -> Iterator[str]:
 
 def _warnings_of_hooks(config: Config) -> Iterator[str]:
     for hook in config.hooks:
-        if hook.api and not hook.token:
+        if hook.api and not hook.token and GITHUB not in hook.only_from:
             yield f"hooks.{hook.name}.api: nothing is asked there without a token"
         if not _apps_of(config, hook):
             yield f"hooks.{hook.name}: no app uses it"
+
+
+def _same_secrets(config: Config, hooks: Iterable[Hook]) -> Iterator[str]:
+    """A secret that is there twice: whoever meant to change it has not."""
+    for hook, known in zip(config.hooks, hooks, strict=True):
+        first: dict[bytes, str] = {}
+        for source, key in zip(hook.secrets, known.keys, strict=True):
+            if (other := first.setdefault(key, source.where)) != source.where:
+                yield f"{source.where}: is the same secret as {other}: remove one of them, or change it"
 
 
 # --- the state directory

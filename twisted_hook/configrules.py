@@ -17,10 +17,13 @@ from twisted_hook.configschema import Fault, key_path
 # A capability that arrives deletes its line.
 NOT_AVAILABLE_YET: Mapping[tuple[str, ...], tuple[object, ...]] = MappingProxyType(
     {
-        ("server", "trusted_proxies"): ([],),
         ("dashboard", "listen"): ([],),
-        ("apps", "*", "paths"): ([],),
     }
+)
+
+CLAIMED = (
+    "whoever connects there may claim to come from any address: say whose word counts, "
+    'e.g. trusted_proxies = ["127.0.0.1/32"]'
 )
 
 
@@ -114,6 +117,23 @@ def _only_github_is_asked(raw: Mapping[str, object]) -> Iterator[Fault]:
                 yield Fault(key_path(("hooks", hook, key)), 'is for forge = "github" only')
 
 
+def _only_github_publishes_where_it_is(raw: Mapping[str, object]) -> Iterator[Fault]:
+    for hook, table in tables(raw, "hooks"):
+        senders = table.get("only_from")
+        for place, sender in enumerate(senders if isinstance(senders, list) else ()):
+            if sender == configvalues.GITHUB and table.get("forge", "github") != "github":
+                where = key_path(("hooks", hook, "only_from", place))
+                yield Fault(where, f'"{sender}" is for forge = "github" only: name the networks')
+
+
+def _claims_of_origin_are_judged(raw: Mapping[str, object]) -> Iterator[Fault]:
+    server = table_in(raw, "server")
+    listen = server.get("listen")
+    for place, endpoint in enumerate(listen if isinstance(listen, list) else ()):
+        if isinstance(endpoint, str) and addresses.is_claimed(endpoint) and not server.get("trusted_proxies"):
+            yield Fault(key_path(("server", "listen", place)), CLAIMED)
+
+
 def _servers_are_of_one_kind(raw: Mapping[str, object]) -> Iterator[Fault]:
     for app, table in tables(raw, "apps"):
         if "command" not in table:
@@ -197,6 +217,8 @@ _RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
     _modes_have_what_they_need,
     _tags_are_for_releases,
     _only_github_is_asked,
+    _only_github_publishes_where_it_is,
+    _claims_of_origin_are_judged,
     _servers_are_of_one_kind,
     _shared_paths_lie_apart,
     _clones_differ,

@@ -127,7 +127,7 @@ def _auto_is_none(value: object) -> object:
 class ServerTable(Table):
     listen: Annotated[list[Annotated[str, _placed(addresses.endpoint)]], Field(min_length=1)] = ["tcp:8000"]
     public_url: Annotated[str, AfterValidator(values.public_url)] | None = None
-    trusted_proxies: list[Annotated[str, AfterValidator(values.network)]] = []
+    trusted_proxies: list[Annotated[str, AfterValidator(values.proxy)]] = []
     max_body: Annotated[int, Field(ge=1)] = 26_214_400
     min_free: Annotated[int, Field(ge=0)] | None = None
     max_builds: Annotated[int, Field(ge=1)] | None = None
@@ -146,16 +146,21 @@ class HookTable(Table):
     allow_sha1: bool = False
     token: SecretTable | None = None
     api: Annotated[str, AfterValidator(values.api)] | None = None
+    only_from: Annotated[list[Annotated[str, AfterValidator(values.sender)]], Field(min_length=1)] | None = None
+
+
+def _in_a_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
 
 
 class AppTable(Table):
     hook: Line | None = None
-    secret: SecretTable | None = None
+    secret: Annotated[list[SecretTable], Field(min_length=1), BeforeValidator(_in_a_list)] | None = None
     repository: Annotated[str, _placed(values.repository)] | None = None
     names: Annotated[list[Annotated[str, AfterValidator(values.repository_name)]], Field(min_length=1)] | None = None
     branch: Annotated[str, AfterValidator(values.branch)] | None = None
     tag: Annotated[str, AfterValidator(values.tag)] | None = None
-    paths: list[Line] = []
+    paths: list[Annotated[str, AfterValidator(values.path_pattern)]] = []
     poll: Poll = 300.0
     mode: Literal["release", "in-place"] = "release"
     path: File | None = None
@@ -197,7 +202,7 @@ def validate(raw: Mapping[str, object], start: Path) -> FileTable | tuple[Fault,
     try:
         return FileTable.model_validate(raw, context=start)
     except ValidationError as error:
-        return tuple(_fault(details) for details in error.errors(include_url=False))
+        return tuple(_fault(details, raw) for details in error.errors(include_url=False))
 
 
 # --- faults in words
@@ -231,9 +236,19 @@ def key_path(keys: tuple[str | int, ...]) -> str:
     return path
 
 
-def _fault(details: ErrorDetails) -> Fault:
+def _fault(details: ErrorDetails, raw: Mapping[str, object]) -> Fault:
     keys = details["loc"][:-1] if details["loc"][-1:] == ("[key]",) else details["loc"]
-    return Fault(key_path(keys), _message(details["type"], keys, details["input"], details.get("ctx", {})))
+    written = key_path(_as_written(keys, raw))
+    return Fault(written, _message(details["type"], keys, details["input"], details.get("ctx", {})))
+
+
+def _as_written(keys: tuple[str | int, ...], raw: Mapping[str, Any]) -> tuple[str | int, ...]:
+    """Without the place in a list that the file does not have: one secret of an app may stand alone."""
+    match keys:
+        case ("apps", app, "secret", 0, *rest) if not isinstance(raw["apps"][app]["secret"], list):
+            return ("apps", app, "secret", *rest)
+        case _:
+            return keys
 
 
 def _message(kind: str, keys: tuple[str | int, ...], found: object, context: Mapping[str, Any]) -> str:  # noqa: PLR0911 - one case, one answer
@@ -300,7 +315,7 @@ def _table_of(keys: tuple[str | int, ...]) -> type[Table] | None:  # noqa: PLR09
             return AppTable
         case (*_, "build" | "migrate", int()):
             return StepTable
-        case (*_, "secrets", int()) | (*_, "secret" | "token"):
+        case (*_, "secret" | "secrets", int()) | (*_, "token"):
             return SecretTable
         case _:
             return None

@@ -122,12 +122,50 @@ def poll(value: object) -> float:
     return seconds
 
 
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
 def network(value: str) -> str:
     """An address or a network of addresses, such as ``127.0.0.1/32``."""
     try:
-        ipaddress.ip_network(value)
+        found = ipaddress.ip_network(value)
     except ValueError:
-        raise ValueError(f'must be a network such as "127.0.0.1/32", not {shown(value)}') from None
+        raise ValueError(f'must be a network such as "127.0.0.1/32", not {shown(value)}{_meant(value)}') from None
+    if isinstance(found, ipaddress.IPv6Network) and found.subnet_of(_MAPPED):
+        plain = ipaddress.ip_network((int(found[0]) & 0xFFFFFFFF, found.prefixlen - 96))
+        raise ValueError(f"is of IPv4 addresses: write it as {shown(str(plain))}")
+    return value
+
+
+def _meant(value: str) -> str:
+    """The network that an address with bits beyond the prefix lies in, as a hint."""
+    try:
+        return f": did you mean {shown(str(ipaddress.ip_network(value, strict=False)))}?"
+    except ValueError:
+        return ""
+
+
+UNIX = "unix"
+"""Stands, among trusted proxies, for what arrives on a unix socket."""
+GITHUB = "github"
+"""Stands, among those who may deliver, for the networks that GitHub publishes as its own."""
+
+
+def proxy(value: str) -> str:
+    """A network whose word on where a request comes from is believed, or ``unix``."""
+    return value if value == UNIX else network(value)
+
+
+def sender(value: str) -> str:
+    """A network from which a hook may be delivered to, or ``github``."""
+    return value if value == GITHUB else network(value)
+
+
+def path_pattern(value: str) -> str:
+    """A glob of git's kind for files of a repository; a ``!`` before it takes out what others let in."""
+    pattern = line(value).removeprefix("!")
+    if not {"", ".", ".."}.isdisjoint(pattern.removesuffix("/").split("/")):
+        raise ValueError(f'must be a pattern of paths inside the repository, such as "blog/**", not {shown(value)}')
     return value
 
 
