@@ -15,7 +15,7 @@ from tests.fakes import MemoryJournal
 from tests.wire import become
 from twisted_hook.api import LIMITS, Api, App
 from twisted_hook.boundaries import AppServer
-from twisted_hook.hooks import Hook, Subscription
+from twisted_hook.hooks import Hook, Secret, Subscription
 from twisted_hook.intake import Intake
 from twisted_hook.model import (
     Commit,
@@ -152,13 +152,16 @@ HOOK = "github"
 """By which pushes to the main branch of ``acme/<app>`` come, for each app."""
 
 
-def site_of(journal: MemoryJournal, apps: Sequence[SteeredApp], state: Path) -> GuardedSite:
+def site_of(
+    journal: MemoryJournal, apps: Sequence[SteeredApp], state: Path, secrets: Sequence[Secret] = (Secret(b"x"),)
+) -> GuardedSite:
     """The API of these apps, as the server serves it."""
     subscriptions = [Subscription(app.name, (f"acme/{app.name}", "acme/all"), "refs/heads/main") for app in apps]
-    hook = Hook(name=HOOK, path="/x", forge="github", secrets=(b"x",), subscriptions=tuple(subscriptions))
+    hook = Hook(name=HOOK, path="/x", forge="github", secrets=tuple(secrets), subscriptions=tuple(subscriptions))
+    hooks = [hook]
     by_name = {app.name: app for app in apps}
-    intake = Intake(journal, lambda made: by_name[made.app].submit(made), [hook], lambda: 0.0)
-    api = Api(journal, lambda: apps, state / "logs", replay=intake.replay)
+    intake = Intake(journal, lambda made: by_name[made.app].submit(made), hooks, lambda: 0.0)
+    api = Api(journal, lambda: apps, state / "logs", replay=intake.replay, hooks=lambda: hooks)
     return GuardedSite(api.app.resource(), screen=Api.screen, reactor=reactor, limits=LIMITS)
 
 

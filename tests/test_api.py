@@ -16,12 +16,15 @@ from twisted.internet import reactor
 from twisted.internet.endpoints import UNIXClientEndpoint
 
 from tests.fakes import MemoryJournal
-from tests.steered import OLD, SlowJournal, SteeredApp, deliver, serving, site_of
+from tests.steered import HOOK, OLD, SlowJournal, SteeredApp, deliver, serving, site_of
 from tests.wire import Answer, become, connect, connect_through, head, listening
+from twisted_hook.hooks import Secret
 from twisted_hook.model import (
     Commit,
     Deployment,
     JournalUnavailable,
+    Message,
+    NewDelivery,
     Outcome,
     Parked,
     Steering,
@@ -481,3 +484,30 @@ async def test_what_an_app_without_a_server_is_at_is_what_was_deployed_last(tmp_
         await client.web.end(Outcome.DEPLOYED, commit=TIP)
         shown = await client.get("/apps/web")
         assert (shown["revision"], shown["subject"], shown["running"]) == (TIP.revision, "Say hello", None)
+
+
+# --- which secret has verified when
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_hooks_tell_which_of_their_secrets_has_verified_last_and_when(tmp_path: Path) -> None:
+    """A secret that is not configured any more is not shown, and one that never verified has no time."""
+    journal = MemoryJournal()
+    old, new, gone = (Secret(word.encode(), f"file {word}") for word in ("old", "new", "gone"))
+    site = site_of(journal, [SteeredApp(journal)], tmp_path, secrets=(old, new))
+    for guid, hook, secret in (("1", HOOK, gone), ("2", HOOK, old), ("3", "other", new)):
+        message = Message(guid, "push", reason="a ping")
+        await journal.accept(NewDelivery(hook, message, guid, 1.5, (), message.reason, secret=secret.name))
+    verified = next(each.delivery for each in await journal.verified() if each.secret == old.name)
+    async with serving(site, tmp_path):
+        [told] = await Client(journal, [SteeredApp(journal)] * 2, tmp_path).get("/hooks")
+    assert (told["name"], told["path"], told["forge"]) == (HOOK, "/x", "github")
+    assert told["secrets"] == [
+        {
+            "source": "file old",
+            "name": old.name,
+            "last_verified_at": "1970-01-01T00:00:01.500Z",
+            "delivery": verified,
+        },
+        {"source": "file new", "name": new.name, "last_verified_at": None, "delivery": None},
+    ]

@@ -86,6 +86,14 @@ def test_tags_looks_and_tokens_are_shown_as_they_are_understood(place: Path) -> 
     assert "hookdeploy.toml: hooks.github.token: " in check().stderr
 
 
+def test_who_may_deliver_and_which_paths_count_are_shown(place: Path) -> None:
+    text = GOOD.replace('branch = "main"', 'branch = "main"\npaths = ["blog/**", "!*.md"]')
+    (place / "hookdeploy.toml").write_text(text.replace("[apps", 'only_from = ["github", "10.0.0.0/8"]\n[apps'))
+    shown = check().stdout
+    assert "(github) only from github, 10.0.0.0/8 deploys blog" in shown
+    assert "branch main, only what changes blog/**, !*.md → wsgi:application" in shown
+
+
 def test_the_file_in_the_current_directory_is_the_default(place: Path) -> None:
     assert check().stdout == check(str(place / "hookdeploy.toml")).stdout
 

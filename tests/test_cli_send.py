@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests import payloads
+from tests.certs import Authority
 from tests.installed import Origin, git
 from twisted_hook.cli.send import send
 from twisted_hook.forges import github
@@ -402,6 +404,27 @@ def test_where_nothing_listens_the_exit_is_3_and_says_where_it_looked(tmp_path: 
     unix = run("--config", configured(tmp_path, f"unix:{tmp_path}/no.sock", app("web", origin.path)))
     assert unix.exit_code == 3
     assert f"Nothing listens on {tmp_path}/no.sock (/hooks/github)" in unix.output
+
+
+def test_a_certificate_that_nobody_vouches_for_is_named_as_such(
+    tmp_path: Path, receiver: Receiver, config: Path
+) -> None:
+    """There is a server, and it does run."""
+    Authority().write(tmp_path / "certs", 3, "localhost")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "certs" / "fullchain.pem", tmp_path / "certs" / "privkey.pem")
+
+    class WithTls(socketserver.TCPServer):
+        def get_request(self) -> tuple[socket.socket, Any]:
+            connection, address = super().get_request()
+            return context.wrap_socket(connection, server_side=True), address
+
+    for server in serving(receiver, WithTls, ("127.0.0.1", 0)):
+        result = run("--config", config, "--url", f"https://localhost:{server.server_address[1]}/hooks/github")
+    assert (result.exit_code, receiver.requests) == (1, [])
+    assert "certificate verify failed" in result.output
+    assert "SSL_CERT_FILE" in result.output
+    assert "othing listens" not in result.output
 
 
 def test_a_state_directory_without_a_server_is_an_exit_of_3(tmp_path: Path) -> None:

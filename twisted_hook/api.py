@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
-from twisted_hook.hooks import JSON, media_type
+from twisted_hook.hooks import JSON, Hook, Secret, media_type
 from twisted_hook.model import (
     Delivery,
     Deployment,
@@ -37,6 +37,7 @@ from twisted_hook.model import (
     Steering,
     StepFailed,
     Tree,
+    Verified,
 )
 from twisted_hook.site import RETRY_AFTER, GuardedRequest, Limits
 
@@ -44,7 +45,7 @@ T = TypeVar("T")
 W = TypeVar("W", bound=Struct)
 
 LONGEST_LIST = 500
-LIMITS = Limits(max_body=65_536)
+LIMITS = Limits(max_body=65_536, refusals=None)
 """What the API's site bears."""
 _REVISION = re.compile("[0-9a-f]{4,64}")
 """The id of a commit, or the beginning of it; git takes no fewer digits than four."""
@@ -144,6 +145,7 @@ class Api:
         logs: Path,
         *,
         replay: Replay,
+        hooks: Callable[[], Iterable[Hook]],
         source: Path | None = None,
     ) -> None:
         """``logs`` is the directory of the deployments' logs, ``source`` the configuration file, if there is one."""
@@ -151,6 +153,7 @@ class Api:
         self._apps = apps
         self._logs = logs
         self._replay = replay
+        self._hooks = hooks
         self._source = source
 
     @staticmethod
@@ -211,6 +214,12 @@ class Api:
         await _seen_through(steer())
         self.log.info("{app}: {how}, asked for by a person", app=app.name, how=how)
         return request.answer(encode(await self._app_in_full(app)))
+
+    @app.route("/api/v1/hooks", methods=["GET"])
+    async def hooks(self, request: GuardedRequest) -> bytes:
+        """The hooks in the order of the configuration, with when each of their secrets has verified last."""
+        verified = {(each.hook, each.secret): each for each in await self._journal.verified()}
+        return request.answer(encode([hook_json(hook, verified) for hook in self._hooks()]))
 
     @app.route("/api/v1/deployments", methods=["GET"])
     async def deployments(self, request: GuardedRequest) -> bytes:
@@ -351,6 +360,21 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
         "ref": first.ref if first else None,
         "after": first.after if first else None,
         "received_at": _time(delivery.received_at),
+    }
+
+
+def hook_json(hook: Hook, verified: Mapping[tuple[str, str], Verified]) -> dict[str, Any]:
+    """A hook as the API shows it, with what is known of its secrets by their names; never a secret itself."""
+    secrets = [_secret_json(secret, verified.get((hook.name, secret.name))) for secret in hook.secrets]
+    return {"name": hook.name, "path": hook.path, "forge": hook.forge, "secrets": secrets}
+
+
+def _secret_json(secret: Secret, last: Verified | None) -> dict[str, Any]:
+    return {
+        "source": secret.source,
+        "name": secret.name,
+        "last_verified_at": _time(last.at) if last else None,
+        "delivery": last.delivery if last else None,
     }
 
 

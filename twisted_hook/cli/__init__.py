@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "demo": ("twisted_hook.cli.demo:demo", "Show all of it on this machine, from a push to a new page."),
         "init": ("twisted_hook.cli.init:init", "Write a configuration, a secret and a systemd unit."),
         "check": ("twisted_hook.cli.check:check", "Read the configuration and name everything that is wrong with it."),
+        "status": ("twisted_hook.cli.status:status", "Show what runs, and which secrets have verified a delivery."),
         "deploy": ("twisted_hook.cli.steer:deploy", "Deploy the tip of a branch, or a revision, now."),
         "rollback": ("twisted_hook.cli.steer:rollback", "Put an earlier release back."),
         "pin": ("twisted_hook.cli.steer:pin", "Keep an app at its current release."),
@@ -29,6 +30,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "resume": ("twisted_hook.cli.steer:resume", "End that, and deploy the newest of what waits."),
         "cancel": ("twisted_hook.cli.steer:cancel", "End a deployment that runs or waits."),
         "replay": ("twisted_hook.cli.steer:replay", "Deploy once more what a delivery is for."),
+        "secret": ("twisted_hook.cli.secret:secret", "Make the next secret of a hook, and see which ones verify."),
         "send": ("twisted_hook.cli.send:send", "Send a correctly signed test delivery to a running server."),
     }
 )

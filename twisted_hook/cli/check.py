@@ -63,9 +63,10 @@ def summary(settings: Settings) -> Iterator[str]:
     for hook in config.hooks:
         apps = ", ".join(app.name for app in config.apps.values() if app.hook == hook.name)
         asks = "; what fails to arrive is asked for again" if hook.token else ""
-        yield f"  hook   {hook.name}: POST {hook_url(config, hook)} ({hook.forge}) deploys {apps or 'nothing'}{asks}"
+        told = f"POST {hook_url(config, hook)} ({hook.forge}){_senders(hook)}"
+        yield f"  hook   {hook.name}: {told} deploys {apps or 'nothing'}{asks}"
     for app in config.apps.values():
-        yield f"  app    {app.name}: {_origin(app)}, {_branch(app)} → {_server(app)}; {_polled(app)}"
+        yield f"  app    {app.name}: {_origin(app)}, {_branch(app)}{_paths(app)} → {_server(app)}; {_polled(app)}"
 
 
 def hook_url(config: Config, hook: HookConfig) -> str:
@@ -73,6 +74,14 @@ def hook_url(config: Config, hook: HookConfig) -> str:
     if config.server.public_url:
         return config.server.public_url + hook.path
     return f"{hook.path} on {', '.join(config.server.listen)}"
+
+
+def _senders(hook: HookConfig) -> str:
+    return f" only from {', '.join(hook.only_from)}" if hook.only_from else ""
+
+
+def _paths(app: AppConfig) -> str:
+    return f", only what changes {', '.join(app.paths)}" if app.paths else ""
 
 
 def _origin(app: AppConfig) -> str:

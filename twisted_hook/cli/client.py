@@ -5,16 +5,19 @@ Speaks to the unix socket in the state directory, and nothing else. It never sta
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+from urllib.parse import quote
 
 import click
 import httpx
 
-from twisted_hook.cli import FAILED, NOT_RUNNING
+from twisted_hook.cli import FAILED, NOT_RUNNING, USAGE
 from twisted_hook.config import ConfigError, Reading, read, read_environment
 from twisted_hook.configfile import DEFAULT_NAME, Settings, load
 from twisted_hook.redaction import clean
@@ -33,6 +36,14 @@ state_option = click.option(
     "--state", metavar="DIR", type=click.Path(path_type=Path), help="The server's state directory."
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead.")
+
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def server_options(command: Command) -> Command:
+    """The options of every command that asks a running server."""
+    return config_option(state_option(json_option(command)))
 
 
 class NotRunning(Exception):
@@ -100,6 +111,50 @@ def _whose(state: Path) -> str:
         return f"hookdeploy works there as {state.owner()}"
     except (OSError, KeyError):
         return f"{state} cannot be looked into"
+
+
+@contextmanager
+def running_server(config: Path | None, state: Path | None, *, as_json: bool) -> Iterator[Api]:
+    """The API of the running server. What it refuses ends the command."""
+    with closing(Api(state_of(config, state))) as api:
+        try:
+            yield api
+        except NotRunning as error:
+            fail(str(error), NOT_RUNNING, as_json=as_json)
+        except ApiError as error:
+            fail(str(error), USAGE if error.status == 400 else FAILED, as_json=as_json)
+
+
+def fail(reason: str, code: int, *, as_json: bool) -> NoReturn:
+    """End the command with this exit code, and say why."""
+    if as_json:
+        click.echo(json.dumps({"error": reason}))
+    else:
+        click.echo(reason, err=True)
+    raise click.exceptions.Exit(code)
+
+
+def app_path(api: Api, name: str | None) -> str:
+    """The path of the app that is meant; of the only one if none is named."""
+    known = [str(app["name"]) for app in api.get("/apps")]
+    if name is None and len(known) == 1:
+        name = known[0]
+    if name not in known:
+        raise click.UsageError(clean(which("app", name, known)))
+    return path_of(name)
+
+
+def which(kind: str, name: str | None, known: Sequence[str]) -> str:
+    """What to say where none of that name, or no name, is known."""
+    if name is None:
+        return f"say which {kind}: {', '.join(known)}" if known else f"there is no {kind}"
+    near = get_close_matches(name, known)
+    wrong = f"there is no {kind} {name}"
+    return f"{wrong}; did you mean {' or '.join(near)}?" if near else f"{wrong}; {which(kind, None, known)}"
+
+
+def path_of(app: str) -> str:
+    return f"/apps/{quote(app, safe='')}"
 
 
 def state_of(config: Path | None, state: Path | None) -> Path:

@@ -83,6 +83,10 @@ def send(
     try:
         answer = deliver(target, event, push(pushed) if event == "push" else ping(pushed), guid)
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        if "SSL" in str(error):  # httpx has no class of its own for it
+            hint = "For a certificate of your own set SSL_CERT_FILE to it"
+            click.echo(f"{target} listens, but TLS fails: {error}. {hint}", err=True)
+            raise click.exceptions.Exit(FAILED) from None
         click.echo(f"Nothing listens on {target} ({error}). Does the server run? twistd -n hookdeploy", err=True)
         raise click.exceptions.Exit(NOT_RUNNING) from None
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -174,7 +178,7 @@ def _named(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def _target(settings: Settings, hook: Hook, wishes: Wishes) -> Target:
-    secret = _secret_in(wishes.secret_file) if wishes.secret_file else hook.secrets[0]
+    secret = _secret_in(wishes.secret_file) if wishes.secret_file else hook.keys[0]
     if wishes.url is not None:
         parts = urlsplit(wishes.url)
         return Target(urlunsplit(parts._replace(path=hook.path)) if parts.path in ("", "/") else wishes.url, secret)

@@ -6,29 +6,21 @@ They ask the API, and decide nothing themselves.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from difflib import get_close_matches
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
 from rich.console import Console
 
-from twisted_hook.cli import FAILED, NOT_RUNNING, USAGE
-from twisted_hook.cli.client import Api, ApiError, NotRunning, config_option, json_option, state_of, state_option
+from twisted_hook.cli import FAILED
+from twisted_hook.cli.client import Api, ApiError, NotRunning, app_path, path_of, running_server, server_options
 from twisted_hook.cli.follow import GOOD_ENDS, Answer, Progress, bad_end, commit, follow, good_end
 from twisted_hook.redaction import clean
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-
 app_argument = click.argument("app", required=False)
 detach_option = click.option("--detach", is_flag=True, help="Do not wait for the end.")
-
-
-def server_options(command: Command) -> Command:
-    return config_option(state_option(json_option(command)))
 
 
 # --- what deploys
@@ -77,8 +69,8 @@ def _deploy(
     state: Path | None,
     as_json: bool,
 ) -> None:
-    with _server(config, state, as_json=as_json) as api:
-        path = _path(api, name)
+    with running_server(config, state, as_json=as_json) as api:
+        path = app_path(api, name)
         try:
             deployment = api.post(f"{path}/{how}", wish)
         except ApiError as error:
@@ -111,7 +103,7 @@ def replay(*, delivery: str, detach: bool, config: Path | None, state: Path | No
     It deploys the branch's tip or the newest tag, as any delivery does, and not again what was put back. DELIVERY is
     the id that hookdeploy has answered the forge with, and not the forge's own; the API lists them.
     """
-    with _server(config, state, as_json=as_json) as api:
+    with running_server(config, state, as_json=as_json) as api:
         made = api.post(f"/deliveries/{quote(delivery, safe='')}/replay")
         if detach:
             in_words = "\n".join(_on_its_way(each, "replay") for each in made["deployments"])
@@ -146,7 +138,7 @@ def _see_to_the_end(
 
 
 def _is_held_back(api: Api, deployment: Answer) -> bool:
-    return deployment["trigger"] == "replay" and bool(api.get(_path_of(deployment["app"]))["paused"])
+    return deployment["trigger"] == "replay" and bool(api.get(path_of(deployment["app"]))["paused"])
 
 
 def _say_that_it_waits(deployment: Answer, *, as_json: bool) -> None:
@@ -172,7 +164,7 @@ def _say_end(api: Api, deployment: Answer) -> None:
     if deployment["outcome"] in GOOD_ENDS:
         click.echo(good_end(deployment))
     else:
-        click.echo(bad_end(deployment, api.get(_path_of(deployment["app"])), api.state), err=True)
+        click.echo(bad_end(deployment, api.get(path_of(deployment["app"])), api.state), err=True)
 
 
 def _leave(ends: Sequence[Answer], in_json: Callable[[Sequence[Answer]], object], *, as_json: bool) -> NoReturn:
@@ -193,7 +185,7 @@ def cancel(*, id: str, config: Path | None, state: Path | None, as_json: bool) -
 
     Exits with 1 if it has ended already.
     """
-    with _server(config, state, as_json=as_json) as api:
+    with running_server(config, state, as_json=as_json) as api:
         deployment = api.post(f"/deployments/{quote(id, safe='')}/cancel")
         when = " when its migration has ended" if deployment["phase"] == "migrating" else ""
         _show(deployment, f"{deployment['app']}: deployment {deployment['id']} is cancelled{when}", as_json=as_json)
@@ -247,8 +239,8 @@ def _steer(
     state: Path | None,
     as_json: bool,
 ) -> None:
-    with _server(config, state, as_json=as_json) as api:
-        steered = api.post(f"{_path(api, app)}/{how}")
+    with running_server(config, state, as_json=as_json) as api:
+        steered = api.post(f"{app_path(api, app)}/{how}")
         _show(steered, in_words(steered), as_json=as_json)
 
 
@@ -267,50 +259,6 @@ def _resumed(app: Answer) -> str:
     what = f"deployment {coming} is on its way" if coming else "nothing waits"
     pinned = "; it is pinned still" if app["pinned"] else ""
     return f"{app['name']} is not paused: {what}{pinned}."
-
-
-# --- the server, and the app that is meant
-
-
-@contextmanager
-def _server(config: Path | None, state: Path | None, *, as_json: bool) -> Iterator[Api]:
-    """The API of the running server. What it refuses ends the command."""
-    with closing(Api(state_of(config, state))) as api:
-        try:
-            yield api
-        except NotRunning as error:
-            _fail(str(error), NOT_RUNNING, as_json=as_json)
-        except ApiError as error:
-            _fail(str(error), USAGE if error.status == 400 else FAILED, as_json=as_json)
-
-
-def _fail(reason: str, code: int, *, as_json: bool) -> NoReturn:
-    if as_json:
-        click.echo(json.dumps({"error": reason}))
-    else:
-        click.echo(reason, err=True)
-    raise click.exceptions.Exit(code)
-
-
-def _path(api: Api, name: str | None) -> str:
-    """The path of the app that is meant; of the only one if none is named."""
-    known = [str(app["name"]) for app in api.get("/apps")]
-    if name is None and len(known) == 1:
-        name = known[0]
-    if name not in known:
-        raise click.UsageError(clean(_which(name, known)))
-    return _path_of(name)
-
-
-def _which(name: str | None, known: Sequence[str]) -> str:
-    if name is None:
-        return f"say which app: {', '.join(known)}" if known else "there is no app"
-    near = get_close_matches(name, known)
-    return f"there is no app {name}" + (f"; did you mean {' or '.join(near)}?" if near else f"; {_which(None, known)}")
-
-
-def _path_of(name: str) -> str:
-    return f"/apps/{quote(name, safe='')}"
 
 
 def _show(answer: Answer, in_words: str, *, as_json: bool) -> None:
