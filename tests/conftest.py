@@ -20,6 +20,8 @@ from tests.installed import IN_PLACE, RELEASE, Hookdeploy, Origin, git, put_away
 WAKERS = tuple(
     value for value in vars(_signals).values() if isinstance(value, type) and not getattr(value, "_is_protocol", False)
 )
+PORTION = 500
+"""How many mutated requests one door gets."""
 
 
 @implementer(ILogObserver)
@@ -30,8 +32,10 @@ class FailureCollector:
         self.found: list[LogEvent] = []
 
     def __call__(self, event: LogEvent) -> None:
-        if event.get("log_failure") is not None:
-            self.found.append(event)
+        # What a protocol raises into the reactor is logged in the old way, under the other name.
+        failure = event.get("log_failure") or event.get("failure")
+        if failure is not None:
+            self.found.append({**event, "log_failure": failure})
 
 
 @pytest.fixture(autouse=True)
@@ -49,15 +53,20 @@ def logged_failures() -> Iterator[list[LogEvent]]:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--histories", type=int, default=200, help="how many random histories test_history.py looks at")
-    parser.addoption("--first-seed", type=int, default=0, help="the seed of the first of them")
+    parser.addoption("--first-seed", type=int, default=0, help="the seed of the first of them, and of all requests")
+    parser.addoption("--requests", type=int, default=2000, help="how many mutated requests test_fuzz.py sends")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """What takes ``seeds`` runs once for each score of them, so that the cores share them."""
+    """What takes ``seeds`` or ``numbers`` runs once for each portion of them, so that the cores share them."""
     if "seeds" in metafunc.fixturenames:
         first, number = metafunc.config.getoption("first_seed"), metafunc.config.getoption("histories")
         scores = [range(seed, min(seed + 20, first + number)) for seed in range(first, first + number, 20)]
         metafunc.parametrize("seeds", scores, ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
+    if "numbers" in metafunc.fixturenames:
+        number = metafunc.config.getoption("requests")
+        portions = [range(start, min(start + PORTION, number)) for start in range(0, number, PORTION)]
+        metafunc.parametrize("numbers", portions, ids=lambda numbers: f"{numbers.start}-{numbers.stop - 1}")
 
 
 def pytest_collection_finish() -> None:

@@ -232,6 +232,19 @@ def test_an_address_in_the_payload_is_never_visited(running: tuple[Hookdeploy, O
             canary.accept()
 
 
+def test_a_commit_message_of_20_mib_is_shown_to_nobody(running: tuple[Hookdeploy, Origin]) -> None:
+    """P47: the journal and what is read of it stay small."""
+    hookdeploy, origin = running
+    tip, journal = origin.push(site("p47")), hookdeploy.state / "journal.sqlite3"
+    long = payloads.commit(tip, "x" * 20 * 1_048_576)
+    told = hookdeploy.send(payloads.push(after=tip, head_commit=long), guid="p47")
+    assert (told["code"], told["status"]) == (202, "accepted")
+    assert hookdeploy.ended(told["deployments"][0])["revision"] == tip
+    for path in ("/deliveries", "/deployments", "/apps", f"/deliveries/{told['delivery']}"):
+        assert len(json.dumps(hookdeploy.api(path))) < 100_000
+    assert sum(each.stat().st_size for each in journal.parent.glob(f"{journal.name}*")) < 10_000_000
+
+
 def test_a_test_delivery_finds_the_server_by_its_state_directory(running: tuple[Hookdeploy, Origin]) -> None:
     hookdeploy, _ = running
     result = CliRunner().invoke(send, ["--state", str(hookdeploy.state), "--app", "web", "--json"])
@@ -311,20 +324,35 @@ def test_a_redelivery_builds_again_what_failed(running: tuple[Hookdeploy, Origin
     assert hookdeploy.page() == "p53"
 
 
+def test_a_forced_push_of_another_history_is_deployed(running: tuple[Hookdeploy, Origin]) -> None:
+    """P56."""
+    hookdeploy, origin = running
+    work = hookdeploy.directory / "work"
+    git(work, "checkout", "--quiet", "--orphan", "anew")
+    (work / "wsgi.py").write_text(site("p56")["wsgi.py"])
+    git(work, "commit", "--quiet", "--all", "--message=Begin anew")
+    git(work, "push", "--quiet", "--force", str(origin.path), "HEAD:main")
+    tip = git(work, "rev-parse", "HEAD")
+    told = hookdeploy.send(payloads.push(after=tip, forced=True), guid="p56")
+    done = hookdeploy.ended(told["deployments"][0])
+    assert (done["outcome"], done["revision"]) == ("deployed", tip)
+    assert hookdeploy.page() == "p56"
+
+
 def test_many_pushes_during_a_build_lead_to_two_more_at_most(held: Held, origin: Origin) -> None:
-    """P55, with twenty pushes: the last tip is live and every row has ended."""
+    """P55: of fifty pushes the last tip is live, and every row has ended."""
     hookdeploy = held.hookdeploy
     hookdeploy.announce(origin.push(site("0")))
     until(lambda: held.builds == 2, "build that is held")
-    tips = [origin.push(site(str(number))) for number in range(1, 21)]
+    tips = [origin.push(site(str(number))) for number in range(1, 51)]
     with ThreadPoolExecutor(10) as crowd:
         last = max(crowd.map(hookdeploy.announce, tips))
     held.let_go()
     assert hookdeploy.ended(last)["revision"] == tips[-1]
     assert held.builds <= 4
-    assert hookdeploy.page() == "20"
-    rows = hookdeploy.api("/deployments")
-    assert len(rows) == 22
+    assert hookdeploy.page() == "50"
+    rows = hookdeploy.api("/deployments", limit=100)
+    assert len(rows) == 52
     assert {row["outcome"] for row in rows} <= {"deployed", "superseded", "unchanged"}
     assert all(row["superseded_by"] for row in rows if row["outcome"] == "superseded")
 

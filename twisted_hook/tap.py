@@ -41,6 +41,7 @@ from twisted_hook.intake import Intake
 from twisted_hook.journal import SqliteJournal
 from twisted_hook.keeping import Keeper, NoKeeper
 from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
+from twisted_hook.peers import Trust
 from twisted_hook.process import SpawningRunner
 from twisted_hook.reconcile import Reconcile
 from twisted_hook.redaction import Redactor
@@ -72,6 +73,7 @@ class Options(usage.Options):
 
 
 if TYPE_CHECKING:
+    from twisted_hook.outward.ranges import Ranges
 
     class WholeReactor(DoorReactor, IReactorCore, IReactorFromThreads, Protocol):  # type: ignore[misc]
         """What the whole process needs of the reactor; see ``process.Reactor``."""
@@ -124,6 +126,8 @@ class Hookdeploy(Service):
         self._listeners: dict[str, socket.socket] = {}
         self._webhooks: Sequence[Redeliveries] = ()
         """Those of which failed deliveries are asked for."""
+        self._ranges: Ranges | None = None
+        """None until a hook wants to know from where GitHub delivers."""
         self._apps: dict[str, App] = {}
         self._homeless: list[Deployment] = []
         """Deployments of apps that a reload has stopped."""
@@ -246,9 +250,16 @@ class Hookdeploy(Service):
             time.time,
             missed=self._missed,
             repeated=self._reconcile.look,
+            published=lambda hook: self._ranges.of(hook) if self._ranges else None,
+            shut_out=lambda hook: self._ranges.refused(hook) if self._ranges else None,
         )
         self._api = Api(
-            self._journal, self._apps.values, state / "logs", source=settings.source, replay=self._intake.replay
+            self._journal,
+            self._apps.values,
+            state / "logs",
+            source=settings.source,
+            replay=self._intake.replay,
+            hooks=lambda: self._settings.hooks,
         )
         self._keeper.watch(self._reactor)
         self._warn(settings)
@@ -276,6 +287,7 @@ class Hookdeploy(Service):
         self._pruning.start(PRUNING)
         self._reconcile.start()
         self._redelivery.start()
+        self._ask_for_ranges(self._settings)
         gc.collect()
         gc.freeze()  # what has been loaded stays: to look through it in each collection holds the door up
         self._log.info(
@@ -303,6 +315,18 @@ class Hookdeploy(Service):
         from twisted_hook.outward.redeliveries import webhooks_of  # noqa: PLC0415
 
         return webhooks_of(settings.config, settings.tokens, self._reactor, now=time.time)
+
+    def _ask_for_ranges(self, settings: Settings) -> None:
+        """Know from where the hooks are delivered to that are delivered to from what GitHub publishes."""
+        apis = {hook.name: hook.api for hook in settings.config.hooks}
+        wanted = {hook.name: apis[hook.name] for hook in settings.hooks if hook.published}
+        if wanted and self._ranges is None:
+            # As for the redeliveries: few want it.
+            from twisted_hook.outward.ranges import Ranges  # noqa: PLC0415
+
+            self._ranges = Ranges(self._reactor, now=time.time)
+        if self._ranges is not None:
+            self._ranges.serve(wanted)
 
     async def _prune(self) -> None:
         server = self._settings.config.server
@@ -420,6 +444,7 @@ class Hookdeploy(Service):
         if settings.config.server.max_builds != before.server.max_builds:
             self._tools.builders.allow(_most_builds(settings))
         self._door.site.limits = _limits(settings)
+        self._door.renew()
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
         if not self.running:  # it was told to stop meanwhile
@@ -435,6 +460,7 @@ class Hookdeploy(Service):
         await self._house()
         self._reconcile.changed()
         self._webhooks = self._webhooks_of(settings)
+        self._ask_for_ranges(settings)
         await self._hold_only(settings.config)
 
     async def _hold_only(self, config: Config) -> None:
@@ -482,7 +508,7 @@ class Hookdeploy(Service):
         what = "the apps serve on" if self._leaving else f"requests have {drain:g} s to finish"
         self._log.info("hookdeploy stops; {what}", what=what)
         if self._leaving:
-            self._door.leave()
+            await self._within(STEP_LIMIT, "leaving the door", self._door.leave())
         else:
             await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
@@ -502,6 +528,8 @@ class Hookdeploy(Service):
             self._pruning.stop()
         await self._reconcile.stop()
         await self._redelivery.stop()
+        if self._ranges is not None:
+            self._ranges.stop()
 
     async def _stop_apps(self) -> None:
         ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
@@ -570,7 +598,8 @@ def _lock(state: Path) -> IO[str]:
 
 
 def _limits(settings: Settings) -> Limits:
-    return Limits(max_body=settings.config.server.max_body)
+    server = settings.config.server
+    return Limits(max_body=server.max_body, trusted=Trust.in_words(server.trusted_proxies))
 
 
 def _most_builds(settings: Settings) -> int:
@@ -579,7 +608,7 @@ def _most_builds(settings: Settings) -> int:
 
 def _deploys_something_else(old: AppConfig, new: AppConfig) -> bool:
     """Whether the current tree is not what the new configuration would make of the remote."""
-    keys = ("repository", "branch", "tag", "build", "shared", "user")
+    keys = ("repository", "branch", "tag", "paths", "build", "shared", "user")
     return any(getattr(old, key) != getattr(new, key) for key in keys)
 
 
