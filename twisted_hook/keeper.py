@@ -46,7 +46,8 @@ def serve(client: socket.socket, held: dict[str, int]) -> bool:
             if request["do"] == "end":
                 return False
             answer(client, request, descriptors, held)
-        except (OSError, ValueError, LookupError, TypeError):
+        # json raises RecursionError, which is no ValueError, on a thousand nested lists.
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
             return bool(held)
 
 
