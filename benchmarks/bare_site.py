@@ -1,6 +1,7 @@
-"""The baseline of door_latency.py: a Twisted Site with one resource that checks the signature and answers 202.
+"""The baseline of the door's figures: a Twisted Site with one resource that checks the signature and answers 202.
 
-python -m benchmarks.bare_site PORT
+python -m benchmarks.bare_site PORT          # as Site is: it parses forms before any resource is asked
+python -m benchmarks.bare_site PORT --plain  # with parsePOSTFormSubmission=False
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Hook(Resource):
 
 
 def main() -> None:
-    TCP4ServerEndpoint(reactor, int(sys.argv[1]), interface="127.0.0.1").listen(Site(Hook()))
+    site = Site(Hook(), parsePOSTFormSubmission="--plain" not in sys.argv)
+    TCP4ServerEndpoint(reactor, int(sys.argv[1]), interface="127.0.0.1").listen(site)
     reactor.run()
 
 

@@ -1,10 +1,11 @@
-"""Signed deliveries as fast as they are answered, over connections that are kept where the server keeps them.
+"""Deliveries as fast as they are answered, over connections that are kept where the server keeps them.
 
     python -m benchmarks.barrage PORT --connections 16 --requests 5000 --seconds 3 ...
 
-Each connection sends its next delivery when it has the answer to the last (closed loop), until there is none left or
-the time is over; whatever is sent is waited for. All are made before the clock starts. One process, raw sockets and
-epoll, because it shares two cores with what it measures. It prints one JSON object and judges nothing.
+They are signed, or lack in the one thing that they are to be refused for. Each connection sends its next delivery
+when it has the answer to the last (closed loop), until there is none left or the time is over; whatever is sent is
+waited for. All are made before the clock starts. One process, raw sockets and epoll, because it shares two cores with
+what it measures. It prints one JSON object and judges nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +19,18 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 from benchmarks import rig
+from tests import payloads
 
 PATIENCE = 10.0
 """Seconds without any answer after which those that are missing count as none."""
+SIGNATURE = b"x-hub-signature-256"
+KINDS = ("genuine", "unsigned", "wrong", "unknown")
+"""Signed, without a signature, with the signature of another secret, and to a path that is no hook's."""
+_BIND_ADDRESS_NO_PORT = 24
+"""``IP_BIND_ADDRESS_NO_PORT`` of Linux: the port is chosen at the connect, so that each address has all of them."""
 
 
 @dataclass
@@ -42,16 +50,23 @@ class Found:
 class Sender:
     """One connection; it is made anew where the server ends it after an answer, as gunicorn's sync workers do."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, sources: Iterator[str]) -> None:
         self._port = port
+        self._sources = sources
         self._got = b""
         self.open()
 
     def open(self) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", self._port), PATIENCE)
+        self.sent = 0
+        self.socket = socket.socket()
+        self.socket.settimeout(PATIENCE)
+        self.socket.setsockopt(socket.IPPROTO_IP, _BIND_ADDRESS_NO_PORT, 1)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.socket.bind((next(self._sources), 0))
+        self.socket.connect(("127.0.0.1", self._port))
 
     def send(self, request: bytes) -> None:
+        self.sent += 1
         self.began = time.perf_counter()
         self.socket.sendall(request)
 
@@ -73,17 +88,22 @@ class Sender:
 class Barrage:
     """All the connections, and what is still to be sent."""
 
-    def __init__(self, port: int, requests: Iterator[bytes], seconds: float) -> None:
+    def __init__(
+        self, port: int, requests: Iterator[bytes], seconds: float, *, most: int | None, sources: Iterator[str]
+    ) -> None:
+        """``most`` is how many requests a connection lives for, and each connection comes from the next source."""
         self._port = port
         self._requests = requests
         self._seconds = seconds
+        self._most = most
+        self._sources = sources
         self._poll = select.epoll()
         self._senders: dict[int, Sender] = {}
         self._over = 0.0
         self.found = Found()
 
     def run(self, connections: int) -> Found:
-        ready = [Sender(self._port) for _ in range(connections)]
+        ready = [Sender(self._port, self._sources) for _ in range(connections)]
         used, began = time.process_time(), time.perf_counter()
         self._over = began + self._seconds
         for sender in ready:
@@ -123,7 +143,7 @@ class Barrage:
         self.found.answers[str(status) if status else "no answer"] += 1
         self._poll.unregister(descriptor)
         del self._senders[descriptor]
-        if not lasts:
+        if not lasts or sender.sent == self._most:
             sender.socket.close()
             sender.open()
         self._begin(sender)
@@ -131,10 +151,22 @@ class Barrage:
 
 def delivery(given: argparse.Namespace, number: int) -> bytes:
     """A whole request: a push of a commit of its own, with an id of its own."""
-    headers, body = rig.signed_push(given.repository, rig.BRANCH, f"{number + 1:040x}", f"{given.name}-{number}")
-    lines = [f"POST {given.path} HTTP/1.1".encode(), b"Host: deploy.example.com"]
+    after, guid = f"{number + 1:040x}", f"{given.name}-{number}"
+    headers, body = rig.signed_push(given.repository, given.ref, after, guid, commits=given.commits)
+    if given.kind == "wrong":
+        headers[SIGNATURE] = payloads.sha256_signature(body, b"another secret")
+    elif given.kind == "unsigned":
+        del headers[SIGNATURE]
+    path = f"{given.path}/unknown" if given.kind == "unknown" else given.path
+    lines = [f"POST {path} HTTP/1.1".encode(), b"Host: deploy.example.com"]
     lines += [name + b": " + value for name, value in headers.items()]
     return b"\r\n".join((*lines, b"Content-Length: %d" % len(body), b"", body))
+
+
+def addresses(number: int) -> Iterator[str]:
+    """So many addresses of this machine, again and again; one is the address that everybody has."""
+    for each in count():
+        yield "127.0.0.1" if number == 1 else f"127.1.{each % number // 250}.{each % number % 250 + 1}"
 
 
 def main() -> None:
@@ -146,9 +178,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="after this, nothing is sent any more")
     parser.add_argument("--repository", required=True)
     parser.add_argument("--name", required=True, help="how the ids of the deliveries begin")
+    parser.add_argument("--ref", default=rig.BRANCH)
+    parser.add_argument("--kind", choices=KINDS, default="genuine")
+    parser.add_argument("--commits", type=int, default=10, help="how many each tells of: 10 are 7 kB, 400 are 256 kB")
+    parser.add_argument("--most", type=int, help="requests after which a connection is made anew")
+    parser.add_argument("--sources", type=int, default=1, help="addresses from which the connections come, in turn")
     given = parser.parse_args()
-    requests = [delivery(given, number) for number in range(given.requests)]
-    found = Barrage(given.port, iter(requests), given.seconds).run(given.connections)
+    requests = iter([delivery(given, number) for number in range(given.requests)])
+    sources = addresses(given.sources)
+    found = Barrage(given.port, requests, given.seconds, most=given.most, sources=sources).run(given.connections)
     json.dump(vars(found), sys.stdout)
 
 

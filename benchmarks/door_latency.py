@@ -72,10 +72,12 @@ def measure(words: str, port: int, given: argparse.Namespace, *, repository: str
 
 
 @contextlib.contextmanager
-def bare_site(directory: Path) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
+def bare_site(directory: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """The baseline's port and its process."""
     port = rig.free_port()
-    with rig.running(rig.module("bare_site", str(port)), directory / "bare_site.log", cwd=rig.ROOT) as process:
+    with rig.running(
+        rig.module("bare_site", str(port), *options), directory / "bare_site.log", cwd=rig.ROOT
+    ) as process:
         rig.wait_for_page(port, "ok")
         yield port, process
 

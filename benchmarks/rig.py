@@ -226,6 +226,17 @@ def generations(directory: Path) -> list[int]:
     return [pid for pid, parent in parents.items() if parent not in parents]
 
 
+def resident(pid: int, name: str = "VmRSS") -> float:
+    """MB that a process holds now, or, as ``VmHWM``, held at most since ``forget_peak``."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def forget_peak(pid: int) -> None:
+    """Let the ``VmHWM`` of a process begin anew; see proc_pid_clear_refs(5)."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
 # --- pages
 
 
@@ -311,10 +322,12 @@ def git(*words: str) -> str:
 # --- hooks
 
 
-def signed_push(repository: str, ref: str, after: str, guid: str) -> tuple[dict[bytes, bytes], bytes]:
-    """The headers and the body of a push as GitHub sends it, about 7 kB."""
-    commits = [payloads.commit(message=f"Change number {number} of {guid}") for number in range(10)]
-    body = payloads.encoded(payloads.push(ref, after, repository=payloads.repository(repository), commits=commits))
+def signed_push(
+    repository: str, ref: str, after: str, guid: str, *, commits: int = 10
+) -> tuple[dict[bytes, bytes], bytes]:
+    """The headers and the body of a push as GitHub sends it, about 7 kB; of 400 commits 256 kB."""
+    told = [payloads.commit(message=f"Change number {number} of {guid}") for number in range(commits)]
+    body = payloads.encoded(payloads.push(ref, after, repository=payloads.repository(repository), commits=told))
     return payloads.headers(body, x_github_delivery=guid.encode()), body
 
 
