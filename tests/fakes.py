@@ -52,9 +52,10 @@ class MemoryJournal:
         seen = self._seen(delivery)
         if seen is not None:
             return self._accept_again(seen, delivery)
-        queued = tuple(self._queue(app, Trigger.PUSH) for app in delivery.apps)
+        key = self._next_id()
+        queued = tuple(self._queue(app, Trigger.PUSH, delivery=key) for app in delivery.apps)
         new = Delivery(
-            id=self._next_id(),
+            id=key,
             hook=delivery.hook,
             guid=delivery.message.guid,
             event=delivery.message.name,
@@ -73,7 +74,7 @@ class MemoryJournal:
     ) -> Deployment:
         self._write()
         replayed = None if delivery is None else self._existing_delivery(delivery)
-        new = self._queue(app, trigger, wanted, reason)
+        new = self._queue(app, trigger, wanted, reason, delivery)
         if replayed is not None:
             self._deliveries[replayed.id] = replace(replayed, deployments=(*replayed.deployments, new.id))
         return new
@@ -241,8 +242,15 @@ class MemoryJournal:
         self._last_id = max(self._last_id + 1, int(self.now * 1_000_000))
         return f"{self._last_id:013x}"
 
-    def _queue(self, app: str, trigger: Trigger, wanted: str | None = None, reason: str = "") -> Deployment:
-        new = Deployment(self._next_id(), app, trigger, Phase.QUEUED, self.now, wanted=wanted, reason=reason)
+    def _queue(
+        self, app: str, trigger: Trigger, wanted: str | None = None, reason: str = "", delivery: str | None = None
+    ) -> Deployment:
+        new = replace(
+            Deployment(self._next_id(), app, trigger, Phase.QUEUED, self.now),
+            wanted=wanted,
+            reason=reason,
+            delivery=delivery,
+        )
         self._deployments[new.id] = new
         return new
 
@@ -266,7 +274,8 @@ class MemoryJournal:
         if seen.verdict is Verdict.IGNORED and not new.apps:
             return Receipt(Verdict.IGNORED, seen.id, (), ())
         standing = {app: self._standing(seen, app) for app in new.apps}
-        queued = {app: self._queue(app, Trigger.PUSH) for app, deployment in standing.items() if deployment is None}
+        missing = [app for app, deployment in standing.items() if deployment is None]
+        queued = {app: self._queue(app, Trigger.PUSH, delivery=seen.id) for app in missing}
         led_to = (*seen.deployments, *(deployment.id for deployment in queued.values()))
         verdict = Verdict.DUPLICATE
         self._deliveries[seen.id] = replace(seen, deployments=led_to)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from twisted.internet.defer import Deferred, DeferredLock
@@ -24,9 +25,10 @@ from twisted_hook.appserver import SocketServer
 from twisted_hook.boundaries import Checkout, CommandRunner, DeploymentLog, Environments, Journal
 from twisted_hook.builders import Builders
 from twisted_hook.candidate import Trials
+from twisted_hook.changes import Kind
 from twisted_hook.clone import Clone
 from twisted_hook.commands import GIT_TIMEOUT, Ambient
-from twisted_hook.config import AppConfig, ConfigError
+from twisted_hook.config import AppConfig, ConfigError, least_free
 from twisted_hook.configfile import SHORTEST_REDACTED, read_env_file
 from twisted_hook.deploymentlog import FileLog
 from twisted_hook.environments import KeyedEnvironments, OwnEnvironments
@@ -39,8 +41,6 @@ from twisted_hook.story import Story
 
 COMMANDS = "commands"
 """The directory in the state directory in which running commands are written down."""
-USUAL_FLOOR = 256 * 1024**2
-"""Bytes that must be free before a deployment begins; on a small disk, a twentieth of it."""
 CORES = len(os.sched_getaffinity(0))
 """Those that we may use; as many builds run at a time unless the configuration says otherwise."""
 LOGS_KEPT = 1000
@@ -60,6 +60,10 @@ class Tools:
     redactor: Redactor
     min_free: int | None = None
     """Bytes; see ``ServerConfig``."""
+    publish: Callable[[Kind, str], None] = lambda kind, name: None
+    """Tells those who watch that something has changed."""
+    drained: Callable[[str, float], None] = lambda name, seconds: None
+    """Is told the app whose former server has ended, and how many seconds after it was asked to."""
     look: Callable[[Collection[str]], None] = lambda apps: None
     """Has the remotes of these apps looked at, until that has succeeded."""
     builders: Builders = field(default_factory=lambda: Builders(CORES))
@@ -73,7 +77,7 @@ class Tools:
     def ask_for_room(self) -> None:
         """Raises ``NoRoom`` if less is free on the state directory's disk than a deployment may begin with."""
         disk = shutil.disk_usage(self.state)
-        floor = min(USUAL_FLOOR, disk.total // 20) if self.min_free is None else self.min_free
+        floor = least_free(self.min_free, disk.total)
         if disk.free < floor:
             raise NoRoom(
                 f"the disk of {self.state} is nearly full: {_mebibytes(disk.free)} are free, and server.min_free "
@@ -84,7 +88,8 @@ class Tools:
         logs = sorted((self.state / "logs").glob("[0-9]*.log"))  # their names are ids, which sort by time
         for old in logs[:-LOGS_KEPT]:
             old.unlink(missing_ok=True)
-        return FileLog(self.state / "logs" / f"{deployment}.log", self.redactor, self.now)
+        grown = partial(self.publish, Kind.LOG, deployment)
+        return FileLog(self.state / "logs" / f"{deployment}.log", self.redactor, self.now, grown)
 
 
 class App:
@@ -98,6 +103,7 @@ class App:
         self.server: SocketServer | None = None
         self._turn = DeferredLock()  # of two who steer at once, the second must see what the first has changed
         self._trials = Trials(tools.reactor, tools.state / COMMANDS)
+        changed = partial(tools.publish, Kind.APP, config.name)
         if listener is not None:
             self.server = SocketServer(
                 tools.reactor,
@@ -107,11 +113,20 @@ class App:
                 log=tools.state / "logs" / f"{config.name}.server.log",
                 now=tools.now,
                 shown=tools.shown,
+                changed=changed,
+                drained=partial(tools.drained, config.name),
                 gave_up=self._put_back,
                 try_out=self._trials.try_out,
             )
         self._story = story = self._new_story()
-        self.lane = Lane(tools.reactor, story=story, lock=self._lock(story), journal=tools.journal, now=tools.now)
+        self.lane = Lane(
+            tools.reactor,
+            story=story,
+            lock=self._lock(story),
+            journal=tools.journal,
+            now=tools.now,
+            changed=changed,
+        )
 
     @property
     def name(self) -> str:
@@ -124,6 +139,10 @@ class App:
     @property
     def tag(self) -> str | None:
         return self.config.tag
+
+    @property
+    def repository(self) -> str | None:
+        return self.config.repository
 
     @property
     def poll(self) -> float:
@@ -271,13 +290,14 @@ class App:
         tools, config = self._tools, self.config
         directory = tools.state / "apps" / config.name
         timeout = min(config.step_timeout, GIT_TIMEOUT)
+        ambient = replace(tools.ambient, deploy_key=config.deploy_key)
         if config.path is not None:
             return Clone(
                 path=config.path,
                 branch=config.branch or "",  # the loader has read the clone's own where none is configured
                 update=config.update,
                 directory=directory,
-                ambient=tools.ambient,
+                ambient=ambient,
                 now=tools.now,
                 timeout=timeout,
             )
@@ -290,7 +310,7 @@ class App:
             directory=directory,
             mirror=tools.state / "mirrors" / mirror_name(url),
             keep_newest=config.keep,
-            ambient=tools.ambient,
+            ambient=ambient,
             now=tools.now,
             timeout=timeout,
             shared=config.shared,

@@ -65,11 +65,14 @@ class SocketServer:
         log: Path,
         now: Callable[[], float],
         shown: Callable[[str], str],
+        changed: Callable[[], None] = lambda: None,
+        drained: Callable[[float], None] = lambda seconds: None,
         gave_up: Callable[[str], None] = lambda reason: None,
         try_out: TryOut | None = None,
     ) -> None:
-        """``shown`` makes text from outside fit for the log.
+        """``shown`` makes text from outside fit for the log, and ``changed`` is told that the status is another.
 
+        ``drained`` is told how many seconds a server needed to end in whose place another one serves.
         ``gave_up`` is told, with each death in a row from ``KEEPS_DYING`` on, why there is little hope; it is tried
         again all the same.
         ``try_out`` sees beforehand whether a server would do whose app cannot be asked at the gate.
@@ -83,6 +86,8 @@ class SocketServer:
         self._log_file = log
         self._now = now
         self._shown = shown
+        self._changed = changed
+        self._drained = drained
         self._gave_up = gave_up
         self._try_out = try_out
         self._settle = SETTLE
@@ -265,6 +270,8 @@ class SocketServer:
             bind=self._app.bind,
         )
         if old is not None:
+            begun = self._reactor.seconds()
+            old.swept.wait().addCallback(lambda _: self._drained(self._reactor.seconds() - begun))
             old.drain()
 
     def _choose(self, candidate: ServerProcess) -> None:
@@ -460,6 +467,7 @@ class SocketServer:
         self.status = ServerStatus(
             state, self._now(), pid=process.pid if process else None, deaths=self._deaths, reason=reason
         )
+        self._changed()
 
 
 def _each_once(entered: Callable[[Phase], None]) -> Callable[[Phase], None]:

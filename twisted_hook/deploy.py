@@ -66,6 +66,7 @@ class Deploying:
         self._previous: str | None = None
         self._commit = deployment.wanted or "the tip"
         """What is deployed, in words."""
+        self._delivery = deployment.delivery
         self._cut_off = False
         """It was begun before: its tree may be there, and half built."""
         self._half_done: str | None = None
@@ -134,6 +135,7 @@ class Deploying:
         if begun.outcome is not None:  # written, though whoever wrote it had to believe that it was not
             self.ended = True
             return None
+        self._say_begun(begun)
         if begun.reason:
             self._log.heading(begun.reason)
         self._cut_off, self._migrated, self._previous = begun.attempts > 1, begun.migrated, begun.previous
@@ -375,6 +377,7 @@ class Deploying:
             "{app}: deployment {deployment} of {commit} {outcome}{reason}",
             app=self._app.name,
             deployment=self._deployment.id,
+            delivery=self._delivery,
             commit=self._commit,
             outcome=str(outcome),
             reason=f": {reason}" if reason else "",
@@ -399,8 +402,27 @@ class Deploying:
         if transient:
             self._story.try_again_later()
 
+    def _say_begun(self, begun: Deployment) -> None:
+        """Here and not when it was queued: a line for each of a flood of deliveries would hold the door up."""
+        self._delivery = begun.delivery
+        self._logger.info(
+            "{app}: deployment {deployment} ({trigger}) begins{queued}",
+            app=self._app.name,
+            deployment=begun.id,
+            delivery=begun.delivery,
+            trigger=begun.trigger.value,
+            queued="" if begun.delivery is None else f", queued for delivery {begun.delivery}",
+        )
+
     async def _enter(self, phase: Phase) -> None:
         self._log.heading(f"-- {phase}")
+        self._logger.info(
+            "{app}: deployment {deployment} {phase}",
+            app=self._app.name,
+            deployment=self._deployment.id,
+            delivery=self._delivery,
+            phase=phase.value,
+        )
         await self._story.journal.advance(self._deployment.id, phase, self._story.now())
 
     def _entered(self, phase: Phase) -> None:

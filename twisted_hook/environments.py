@@ -75,6 +75,14 @@ class KeyedEnvironments:
         _mark_as_used(directory)
         return existing(directory)
 
+    def made_for(self, tree: Path, release: str) -> Environment | None:
+        """What ``prepare`` has made for a release; None if it is not there, or not whole. Nothing is made."""
+        recipe = recipe_for(tree)
+        if recipe is None:
+            return found_in(tree, self.interpreter)
+        directory = self.directory / self._key(recipe, release)
+        return existing(directory) if (directory / COMPLETE).exists() else None
+
     async def keep(self, run: CommandRunner, environment: Environment) -> None:
         """Remove what no kept release asks for and nobody has used for the longest time."""
         if environment.directory is None or environment.directory.parent != self.directory:

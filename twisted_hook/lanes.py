@@ -39,9 +39,18 @@ class Lane:
     _log = Logger()
 
     def __init__(
-        self, clock: IReactorTime, *, story: Story, lock: DeferredLock, journal: Journal, now: Callable[[], float]
+        self,
+        clock: IReactorTime,
+        *,
+        story: Story,
+        lock: DeferredLock,
+        journal: Journal,
+        now: Callable[[], float],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
+        """``changed`` is told that something else runs, or waits."""
         self._clock = clock
+        self._changed = changed
         self._story = story
         self._lock = lock
         self._journal = journal
@@ -124,6 +133,7 @@ class Lane:
         for each in replaced:
             if each is not None and each.id != deployment.id:
                 self._supersede(each, deployment)
+        self._changed()
         self._wake()
 
     def take_up(self, deployment: Deployment) -> None:
@@ -136,7 +146,9 @@ class Lane:
             self._record(deployment, Outcome.INTERRUPTED, reason=reason)
         else:
             if deployment.attempts:
-                self._log.info("{app}: deployment {id} was cut off and is taken up", app=self.app, id=deployment.id)
+                self._log.info(
+                    "{app}: deployment {deployment} was cut off and is taken up", app=self.app, deployment=deployment.id
+                )
             self.submit(deployment)
 
     def pause(self) -> None:
@@ -221,10 +233,12 @@ class Lane:
             self._leave(newest)
             self.running = newest
             self._deploying = deploying = Deploying(story, newest)
+            self._changed()
             tree = await deploying.obtain()
         if tree is not None:
             await deploying.release(tree)
         self.running = self._deploying = None
+        self._changed()
         if deploying.unwritten is not None and not self._stopped:
             self._see_to(self._insist(deploying.unwritten))
         elif deploying.ended or self._stopped:
@@ -237,6 +251,7 @@ class Lane:
         if self.waiting is deployment:
             self.waiting = self._behind
         self._behind = None
+        self._changed()
 
     def _try_again(self, deployment: Deployment) -> None:
         """Deploy once more what the journal has kept from its end, unless what waits is newer and does its work.
@@ -274,8 +289,11 @@ class Lane:
             )
 
     def _rest(self, _: object) -> None:
+        was_cut_off = self.running is not None
         self.running = self._deploying = self._work = None
         self._resumes = False
+        if was_cut_off:
+            self._changed()
         if self._next is not None or self._to_resume:
             self._wake()
 

@@ -199,6 +199,8 @@ class Deployment:
     steps: tuple[Step, ...] = ()
     phases: tuple[tuple[Phase, float], ...] = ()
     """Each phase that it has entered and when, in order."""
+    delivery: str | None = None
+    """The id of the delivery that has led to it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ is written down here only says "look".
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -103,6 +103,10 @@ class Reconcile:
         self._turns: deque[_Remote] = deque()
         self._workers: set[Deferred[None]] = set()
         self._stopped = False
+        self.looks: Counter[str] = Counter()
+        """How often the remote was asked, by app."""
+        self.failed_looks: Counter[str] = Counter()
+        """How often it did not answer."""
         self._complaints: set[str] = set()
         """The remotes and the apps of which something was said that still holds."""
         self._tried: dict[str, _Tried] = {}
@@ -233,10 +237,12 @@ class Reconcile:
         """What the remote of these has; None if it does not say."""
         story, names = stories[0], ", ".join(story.app.name for story in stories)
         url = story.checkout.remote
+        self.looks.update(story.app.name for story in stories)
         patterns = dict.fromkeys(pattern for story in stories for pattern in story.checkout.follows)
         try:
             advertised = await story.checkout.advertised(story.runner, tuple(patterns))
         except StepFailed as failed:
+            self.failed_looks.update(story.app.name for story in stories)
             self._complain(url, f"{story.shown(url)}: {story.shown(failed.reason)}", names)
             return None
         if url in self._complaints:

@@ -43,6 +43,7 @@ from twisted_hook.model import (
     Trigger,
     Verified,
 )
+from twisted_hook.timings import Durations
 
 MOST_ROWS = 1_000
 """The longest list that one call gives."""
@@ -167,6 +168,15 @@ class SqliteJournal:
     def commits(self) -> int:
         """How many transactions have been written; calls that waited together shared one."""
         return self._writer.commits
+
+    @property
+    def commit_times(self) -> Durations:
+        """How long each of them took to be on disk."""
+        return self._writer.commit_times
+
+    async def rows(self) -> Mapping[str, int]:
+        """How many rows there are of deployments and of deliveries."""
+        return await self._reader.ask(statements.rows)
 
     async def close(self) -> None:
         """Commit what is queued and end the threads; calls that come later raise ``JournalUnavailable``."""

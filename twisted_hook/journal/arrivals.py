@@ -55,7 +55,8 @@ class Arrivals:
         sql = """INSERT INTO deployments (id, app, "trigger", queued_at, wanted, delivery, reason)
             VALUES (?, ?, ?, ?, ?, ?, ?)"""
         connection.execute(sql, (key, app, trigger, now, wanted, delivery, reason))
-        return Deployment(public(key), app, trigger, Phase.QUEUED, now, wanted=wanted, reason=reason)
+        told = None if delivery is None else public(delivery)
+        return Deployment(public(key), app, trigger, Phase.QUEUED, now, wanted=wanted, reason=reason, delivery=told)
 
     def replay(
         self, connection: Connection, app: str, trigger: Trigger, wanted: str | None, delivery: str, reason: str
@@ -68,7 +69,7 @@ class Arrivals:
     def accept(self, connection: Connection, deliveries: Sequence[NewDelivery]) -> list[Receipt]:
         keyed = [(self._next_key(), new) for new in deliveries]
         fresh = _add_deliveries(connection, keyed)
-        queued = {key: tuple(map(self._queued, new.apps)) for key, new in keyed if key in fresh}
+        queued = {key: tuple(self._queued(app, key) for app in new.apps) for key, new in keyed if key in fresh}
         _add_deployments(connection, queued)
         receipts = [
             Receipt(_verdict(new), public(key), queued[key], queued[key])
@@ -79,8 +80,9 @@ class Arrivals:
         _note_secrets(connection, zip(deliveries, receipts, strict=True))
         return receipts
 
-    def _queued(self, app: str) -> Deployment:
-        return Deployment(public(self._next_key()), app, Trigger.PUSH, Phase.QUEUED, self._clock())
+    def _queued(self, app: str, delivery: int) -> Deployment:
+        key, now = public(self._next_key()), self._clock()
+        return Deployment(key, app, Trigger.PUSH, Phase.QUEUED, now, delivery=public(delivery))
 
     def _accept_again(self, connection: Connection, new: NewDelivery) -> Receipt:
         # The hash of the body speaks first: the forge signs the body, and not the id.

@@ -13,11 +13,13 @@ from operator import itemgetter
 from queue import SimpleQueue
 from sqlite3 import Connection
 from threading import Thread
+from time import perf_counter
 from typing import Any, TypeVar, TypeVarTuple
 
 from twisted.internet.defer import Deferred
 
 from twisted_hook.model import JournalUnavailable
+from twisted_hook.timings import MOMENTS, Durations
 
 BACKLOG = 10_000
 """How many calls may wait for one thread; one more is refused at once."""
@@ -51,6 +53,8 @@ class GroupCommit:
         ``is_current`` is asked before each transaction, and ``failed`` told why one could not be; all on the thread.
         """
         self.commits = 0
+        self.commit_times = Durations(MOMENTS)
+        """Seconds of each, noted on the thread."""
         self._connect = connect
         self._begin = begin
         self._is_current = is_current
@@ -133,7 +137,9 @@ class GroupCommit:
         try:
             connection.execute(self._begin)
             results = _run_all(connection, batch, self._begin)
+            begun = perf_counter()
             connection.execute("COMMIT")
+            self.commit_times.note(perf_counter() - begun)
         except Exception as error:  # noqa: BLE001 - whatever it is, each of them is told, and the thread lives on
             self._recover(error)
             return [_unavailable(error) for _ in batch]

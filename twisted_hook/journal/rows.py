@@ -22,7 +22,7 @@ from twisted_hook.model import Delivery, Deployment, Outcome, Parked, Phase, Pus
 # The columns have the names of the fields of `Delivery` and `Deployment`.
 DELIVERY = "SELECT id, hook, guid, event, verdict, reason, pushes, received_at FROM deliveries"
 DEPLOYMENT = """SELECT id, app, "trigger", phase, queued_at, attempts, revision, previous, subject, author, "release",
-    outcome, reason, started_at, finished_at, superseded_by, wanted, migrated, transient FROM deployments"""
+    outcome, reason, started_at, finished_at, superseded_by, wanted, migrated, transient, delivery FROM deployments"""
 
 _STEPS = "SELECT name, command, started_at, seconds, status FROM steps WHERE deployment = ? ORDER BY rowid"
 _PHASES = "SELECT phase, at FROM phases WHERE deployment = ? ORDER BY rowid"
@@ -52,6 +52,7 @@ def deployment(connection: Connection, row: Row) -> Deployment:
     found["transient"] = bool(row["transient"])
     found["outcome"] = None if row["outcome"] is None else Outcome(row["outcome"])
     found["superseded_by"] = None if by is None else public(by)
+    found["delivery"] = None if row["delivery"] is None else public(row["delivery"])
     found["steps"] = tuple(Step(*step) for step in connection.execute(_STEPS, key))
     found["phases"] = tuple((Phase(phase), at) for phase, at in connection.execute(_PHASES, key))
     return Deployment(**found)

@@ -138,6 +138,12 @@ def nothing(connection: Connection) -> None:
     """For a transaction whose beginning is what is wanted."""
 
 
+def rows(connection: Connection) -> dict[str, int]:
+    """How many there are in each of the tables that grow."""
+    tables = ("deployments", "deliveries", "parked")
+    return {table: connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in tables}
+
+
 def park(connection: Connection, parking: Parking, of_deployments: bool, keys: Sequence[int]) -> None:
     look = parking.deployment if of_deployments else parking.delivery
     for key in keys:
