@@ -13,7 +13,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_hook.deploymentlog import CAP, FileLog
-from twisted_hook.redaction import MASK, Redactor
+from twisted_hook.redaction import MASK, Redactor, colourless
 
 NOON = 12 * 3600.0
 SECRET = "correct horse battery staple"
@@ -91,12 +91,27 @@ class FileLogTests(SynchronousTestCase):
     def test_characters_and_escape_sequences_that_are_split_come_out_right(self) -> None:
         """P79."""
         whole = "\x1b[1;31mgrün\x1b[0m \x1b]0;title\x07€\r\n".encode()
-        self.assertEqual(self.logged(*(whole[at : at + 1] for at in range(len(whole)))), "grün €\n")
+        logged = self.logged(*(whole[at : at + 1] for at in range(len(whole))))
+        self.assertEqual(logged, "\x1b[1;31mgrün\x1b[0m €\n\x1b[0m")
+        self.assertEqual(colourless(logged), "grün €\n")
+
+    def test_colours_stay_and_end_with_the_output_that_has_them(self) -> None:
+        self.log.write(b"\x1b[2J\x1b[1;31mred")
+        self.log.heading("$ next")
+        self.log.write(b"plain\n")
+        self.log.close()
+        self.assertEqual(self.text(), "\x1b[1;31mred\x1b[0m\n12:00:00 $ next\nplain\n")
+
+    def test_no_colour_is_cut_in_half(self) -> None:
+        self.log.write(b"x" * (CAP - 3) + b"\x1b[1;31mred")
+        self.log.close()
+        self.assertEqual(self.text()[CAP - 4 :], "x\n[truncated: 10 bytes more]\n")
 
     @given(st.lists(st.binary(max_size=8), max_size=8))
     def test_whatever_a_command_prints_can_be_displayed(self, chunks: list[bytes]) -> None:
         """P79: invalid UTF-8 and escape sequences."""
-        self.assertTrue(all(c.isprintable() or c in "\t\n" or ord(c) > 0x9F for c in self.logged(*chunks, b".")))
+        shown = colourless(self.logged(*chunks, b"."))
+        self.assertTrue(all(c.isprintable() or c in "\t\n" or ord(c) > 0x9F for c in shown))
 
     def test_output_is_cut_at_the_cap_and_says_how_much_is_missing(self) -> None:
         """P79."""

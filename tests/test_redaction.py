@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_hook.redaction import MASK, CleaningStream, RedactingStream, Redactor, clean
+from twisted_hook.redaction import MASK, CleaningStream, RedactingStream, Redactor, clean, clean_but_colours, colourless
 
 # Few letters, so that beginnings of secrets, overlaps and the mask's own brackets come up all the time.
 SECRETS = st.lists(st.text("ab[]", min_size=1, max_size=5), min_size=1, max_size=3)
@@ -160,6 +160,27 @@ class CleanTests(SynchronousTestCase):
 
 
 BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
+
+
+class ColourTests(SynchronousTestCase):
+    @given(TERMINAL)
+    @example([b"\x1b", b"\x1b[31m"])
+    @example([b"\x1b[", b"\x1b[31m", b"m"])
+    @example([b"\x1b]0;title", b"\x1b[31m", b"\x07"])
+    def test_without_its_colours_a_text_is_as_clean_as_ever(self, pieces: list[bytes]) -> None:
+        """P79."""
+        text = b"".join(pieces).decode("utf-8", "replace")
+        self.assertEqual(colourless(clean_but_colours(text)), clean(text))
+
+    def test_colours_stay_and_nothing_else_does(self) -> None:
+        kept = "\x1b[1;38:5:9mred\x1b[0m\x1b[m"
+        self.assertEqual(clean_but_colours(f"\x1b[2J\x1b]0;title\x07{kept}\x1b[31 m\x1b[>4m"), kept)
+
+    @given(TERMINAL)
+    def test_however_a_stream_is_cut_its_colours_are_alike(self, chunks: list[bytes]) -> None:
+        stream = CleaningStream(clean_but_colours)
+        shown = "".join([*(stream.feed(chunk) for chunk in chunks), stream.flush()])
+        self.assertEqual(shown, clean_but_colours(b"".join(chunks).decode("utf-8", "replace")))
 
 
 class CleaningStreamTests(SynchronousTestCase):

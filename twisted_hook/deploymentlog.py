@@ -1,11 +1,14 @@
 """The log file of one deployment: what its commands printed, capped, with secrets masked and control bytes harmless.
 
+Colours stay, as escape sequences: whoever shows it where those are not understood takes them out (``colourless``).
+
 Touches that file only. It never fails a deployment: a log that cannot be written is given up, and says so once.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +17,14 @@ from typing import BinaryIO
 from twisted.logger import Logger
 
 from twisted_hook.boundaries import DeploymentLog
-from twisted_hook.redaction import CleaningStream, Redactor
+from twisted_hook.redaction import CleaningStream, Redactor, clean_but_colours
 
 CAP = 4 * 1024 * 1024
 """Bytes that the log of one deployment may have before its output is cut; after that only the headings are kept."""
+
+_PLAIN = b"\x1b[0m"
+"""After the output of a command that has coloured something: the next one begins without its colours."""
+_BEGUN_COLOUR = re.compile(rb"\x1b[^m]*\Z")
 
 
 class FileLog:
@@ -25,16 +32,21 @@ class FileLog:
 
     _log = Logger()
 
-    def __init__(self, path: Path, redactor: Redactor, now: Callable[[], float]) -> None:
+    def __init__(
+        self, path: Path, redactor: Redactor, now: Callable[[], float], grown: Callable[[], None] = lambda: None
+    ) -> None:
+        """``grown`` is told that more of it can be read."""
         self._path = path
+        self._grown = grown
         self._redactor = redactor
         self._masking = redactor.stream()
-        self._cleaning = CleaningStream()
+        self._cleaning = CleaningStream(clean_but_colours)
         self._now = now
         self._file: BinaryIO | None = None
         self._size = 0
         self._lost = 0
         self._in_line = False
+        self._coloured = False
         self._broken = False
 
     def heading(self, text: str) -> None:
@@ -57,6 +69,9 @@ class FileLog:
     def _end_output(self) -> None:
         """Show what is held back of a command's output, and begin a new line."""
         self._show(self._cleaning.feed(self._masking.flush()) + self._cleaning.flush())
+        if self._coloured:
+            self._append(_PLAIN)
+            self._coloured = False
         if self._in_line:
             self._append(b"\n")
         if self._lost:
@@ -64,11 +79,14 @@ class FileLog:
             self._lost = 0
 
     def _show(self, text: str) -> None:
-        """Append output as far as there is room for it, and never half a character."""
+        """Append output as far as there is room for it, and never half a character, or half a colour."""
         data = text.encode()
         shown = data[: max(0, CAP - self._size)].decode("utf-8", "ignore").encode()
+        if len(shown) < len(data):
+            shown = _BEGUN_COLOUR.sub(b"", shown)
         self._lost += len(data) - len(shown)
         self._append(shown)
+        self._coloured = self._coloured or b"\x1b" in shown
 
     def _append(self, data: bytes) -> None:
         if self._broken or not data:
@@ -80,7 +98,8 @@ class FileLog:
                 self._size = self._file.tell()  # an earlier attempt may have written to it
             self._file.write(data)
             self._size += len(data)
-            self._in_line = not data.endswith(b"\n")
+            self._in_line = not data.endswith(b"\n") if data != _PLAIN else self._in_line
+            self._grown()
         except OSError as error:
             self._broken = True
             self._log.error("the log {path} cannot be written: {error}", path=str(self._path), error=str(error))

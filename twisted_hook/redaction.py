@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 MASK = "[secret]"
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -18,6 +18,8 @@ _CSI = r"\[[0-?]{0,64}[ -/]{0,8}"
 _OSC = r"\][^\x07\x1b\r\n]{0,2048}"
 _OTHER = r"[ -/]{0,8}"
 _ESCAPE_SEQUENCE = re.compile(rf"\x1b(?:{_CSI}[@-~]|{_OSC}(?:\x07|\x1b\\)|{_OTHER}[0-~])")
+_COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
+"""Select graphic rendition: how what follows is to look, and nothing else."""
 _UNFINISHED = re.compile(rf"\r\Z|\x1b(?:{_CSI}|{_OSC}\x1b?|{_OTHER})\Z")
 
 
@@ -27,10 +29,22 @@ def clean(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
+def clean_but_colours(text: str) -> str:
+    """The same, with the escape sequences that only say how text is to look; ``colourless`` takes them out."""
+    colours = (*_COLOUR.findall(text), "")
+    return "".join(clean(part) + colour for part, colour in zip(_COLOUR.split(text), colours, strict=True))
+
+
+def colourless(text: str) -> str:
+    """What ``clean_but_colours`` gave, without colours."""
+    return _COLOUR.sub("", text)
+
+
 class CleaningStream:
     """Decodes and cleans a stream, also the characters and escape sequences that are split across chunks."""
 
-    def __init__(self) -> None:
+    def __init__(self, clean: Callable[[str], str] = clean) -> None:
+        self._clean = clean
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._rest = ""
 
@@ -40,12 +54,12 @@ class CleaningStream:
         unfinished = _UNFINISHED.search(text)
         end = unfinished.start() if unfinished else len(text)
         self._rest = text[end:]
-        return clean(text[:end])
+        return self._clean(text[:end])
 
     def flush(self) -> str:
         """What was held back, at the end of the stream."""
         text, self._rest = self._rest + self._decoder.decode(b"", final=True), ""
-        return clean(text)
+        return self._clean(text)
 
 
 class Redactor:
