@@ -14,7 +14,8 @@ from twisted.internet.endpoints import UNIXServerEndpoint
 from tests.fakes import MemoryJournal
 from tests.wire import become
 from twisted_hook.api import LIMITS, Api, App
-from twisted_hook.boundaries import AppServer
+from twisted_hook.boundaries import AppServer, Journal
+from twisted_hook.changes import Changes
 from twisted_hook.hooks import Hook, Secret, Subscription
 from twisted_hook.intake import Intake
 from twisted_hook.model import (
@@ -32,6 +33,7 @@ from twisted_hook.model import (
     Trigger,
 )
 from twisted_hook.site import GuardedSite
+from twisted_hook.streams import Readers
 
 OLD = Commit("9f8e7d6" + "0" * 33, "Say nothing", "Somebody")
 
@@ -51,11 +53,12 @@ class SteeredApp:
     bind: str | None = None
     branch: str | None = "main"
     tag: str | None = None
+    repository: str | None = "https://forge.example/acme/web.git"
     poll: float = 300.0
     fails: StepFailed | None = None
     """What asking for its kept releases raises."""
 
-    def __init__(self, journal: MemoryJournal, name: str = "web", kept: Sequence[str] = ("r1",)) -> None:
+    def __init__(self, journal: Journal, name: str = "web", kept: Sequence[str] = ("r1",)) -> None:
         self.name = name
         self.lane = Lane()
         self._journal = journal
@@ -155,14 +158,35 @@ HOOK = "github"
 def site_of(
     journal: MemoryJournal, apps: Sequence[SteeredApp], state: Path, secrets: Sequence[Secret] = (Secret(b"x"),)
 ) -> GuardedSite:
-    """The API of these apps, as the server serves it."""
+    """The API of these apps, as the server serves it on the unix socket."""
+    api = api_of(journal, apps, state, secrets)
+    return GuardedSite(api.app.resource(), screen=Api.screen, reactor=reactor, limits=LIMITS)
+
+
+def api_of(
+    journal: Journal,
+    apps: Sequence[SteeredApp],
+    state: Path,
+    secrets: Sequence[Secret] = (Secret(b"x"),),
+    *,
+    changes: Changes | None = None,
+    readers: Readers | None = None,
+) -> Api:
+    """The API of these apps."""
     subscriptions = [Subscription(app.name, (f"acme/{app.name}", "acme/all"), "refs/heads/main") for app in apps]
     hook = Hook(name=HOOK, path="/x", forge="github", secrets=tuple(secrets), subscriptions=tuple(subscriptions))
     hooks = [hook]
     by_name = {app.name: app for app in apps}
     intake = Intake(journal, lambda made: by_name[made.app].submit(made), hooks, lambda: 0.0)
-    api = Api(journal, lambda: apps, state / "logs", replay=intake.replay, hooks=lambda: hooks)
-    return GuardedSite(api.app.resource(), screen=Api.screen, reactor=reactor, limits=LIMITS)
+    return Api(
+        journal,
+        lambda: apps,
+        state / "logs",
+        replay=intake.replay,
+        hooks=lambda: hooks,
+        changes=changes or Changes("1"),
+        readers=readers or Readers(reactor),
+    )
 
 
 @asynccontextmanager

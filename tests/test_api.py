@@ -511,3 +511,16 @@ async def test_the_hooks_tell_which_of_their_secrets_has_verified_last_and_when(
         },
         {"source": "file new", "name": new.name, "last_verified_at": None, "delivery": None},
     ]
+
+
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("id", ["99999999999999999999", "-1", "x", "..%2f..%2ftoken", "%00", "1%0a", "%F0%9F%92%A9"])
+async def test_odd_ids_are_not_found(tmp_path: Path, id: str) -> None:
+    """P90."""
+    async with api(tmp_path) as client:
+        for path in (f"/deployments/{id}", f"/deployments/{id}/log", f"/deployments/{id}/log?follow=1"):
+            assert (await client.ask(head(f"GET /api/v1{path}"))).status == 404
+        assert (await client.ask(head(f"GET /api/v1/deliveries/{id}"))).status == 404
+        assert (await client.ask(head(f"GET /api/v1/apps/{id}"))).status == 404
+        assert (await client.post(f"/deployments/{id}/cancel"))[0] == 404
+        assert await client.get(f"/deployments?before={id}") == []

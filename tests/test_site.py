@@ -663,7 +663,7 @@ class Genuine(Counting):
         self.asked.append(request.path)
         if request.header(b"signature") != [b"genuine"]:
             return request.refuse(Refused(401, "a wrong signature"))
-        request.accept("a delivery")
+        request.accept("accepted", "push", "github")
         return request.answer(b"welcome")
 
 

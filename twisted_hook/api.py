@@ -1,7 +1,8 @@
-"""The API: what runs, what ran and what arrived, and what a person wants of an app, as JSON, on the unix socket.
+"""The API: what runs, what ran and what arrived, and what a person wants of an app, as JSON.
 
-The mode of the socket is its guard. It holds no rules: it shows what the journal and the lanes say, and passes wishes
-on. What it has begun to pass on is not undone by a client who hangs up.
+Who may ask is decided before: on the unix socket by its mode, over TCP by the console. It holds no
+rules: it shows what the journal and the lanes say, and passes wishes on. What it has begun to pass on is not undone by
+a client who hangs up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote_to_bytes
@@ -26,6 +28,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
+from twisted_hook.changes import Change, Changes, Kind
 from twisted_hook.hooks import JSON, Hook, Secret, media_type
 from twisted_hook.model import (
     Delivery,
@@ -39,7 +42,9 @@ from twisted_hook.model import (
     Tree,
     Verified,
 )
+from twisted_hook.redaction import colourless
 from twisted_hook.site import RETRY_AFTER, GuardedRequest, Limits
+from twisted_hook.streams import Feed, Log, LogFeed, Readers, event
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Struct)
@@ -47,7 +52,8 @@ W = TypeVar("W", bound=Struct)
 LONGEST_LIST = 500
 LIMITS = Limits(max_body=65_536, refusals=None)
 """What the API's site bears."""
-_REVISION = re.compile("[0-9a-f]{4,64}")
+DESCRIPTION = Path(__file__).parent / "openapi.yaml"
+REVISION = re.compile("[0-9a-f]{4,64}")
 """The id of a commit, or the beginning of it; git takes no fewer digits than four."""
 
 
@@ -73,6 +79,10 @@ class App(Protocol):
     @property
     def tag(self) -> str | None:
         """The pattern of the tags that it deploys instead of a branch."""
+
+    @property
+    def repository(self) -> str | None:
+        """Where it comes from, as it is configured, without userinfo."""
 
     @property
     def poll(self) -> float:
@@ -131,6 +141,9 @@ class PlainWish(Struct, forbid_unknown_fields=True):
 Replay = Callable[[str], Coroutine[Any, Any, Sequence[Deployment]]]
 """Deploys once more what a stored delivery, named by its id, is for. Raises ``Refused``."""
 
+MetricsText = Callable[[str], Coroutine[Any, Any, tuple[bytes, str]]]
+"""What Prometheus asks for, and its content type, for what it accepts."""
+
 
 class Api:
     """Apps, deployments, their logs, and deliveries, under ``/api/v1``: ``GET`` shows them, ``POST`` steers."""
@@ -146,15 +159,27 @@ class Api:
         *,
         replay: Replay,
         hooks: Callable[[], Iterable[Hook]],
+        changes: Changes,
+        readers: Readers,
         source: Path | None = None,
+        metrics: MetricsText | None = None,
+        dashboard: Callable[[], Sequence[str]] = tuple,
     ) -> None:
-        """``logs`` is the directory of the deployments' logs, ``source`` the configuration file, if there is one."""
+        """``logs`` is the directory of the deployments' logs, ``source`` the configuration file, if there is one.
+
+        ``dashboard`` is where its pages are.
+        """
         self._journal = journal
         self._apps = apps
         self._logs = logs
         self._replay = replay
         self._hooks = hooks
         self._source = source
+        self._metrics = metrics
+        self._changes = changes
+        self._feed = Feed(changes, self._event, readers)
+        self._log_feed = LogFeed(changes, readers)
+        self._dashboard = dashboard
 
     @staticmethod
     def screen(request: GuardedRequest) -> None:
@@ -176,6 +201,7 @@ class Api:
         error = failure.value
         if not isinstance(error, Refused):
             error = Refused(503, f"the journal is unavailable: {error}")
+        if error.status == 503:
             request.setHeader(b"Retry-After", RETRY_AFTER)
         request.site.tally.note(f"{error.status} on the API")
         request.setResponseCode(error.status)
@@ -184,7 +210,25 @@ class Api:
     @app.route("/api/v1/server", methods=["GET"])
     def server(self, request: GuardedRequest) -> bytes:
         source = None if self._source is None else str(self._source)
-        return request.answer(encode({"version": __version__, "pid": os.getpid(), "config": source}))
+        told = {"version": __version__, "pid": os.getpid(), "config": source, "dashboard": self._dashboard()}
+        return request.answer(encode({**told, "place": self._changes.place}))
+
+    @app.route("/api/v1/openapi.yaml", methods=["GET"])
+    def description(self, request: GuardedRequest) -> bytes:
+        """What all of this is, for programs."""
+        return request.answer(DESCRIPTION.read_bytes(), b"application/yaml")
+
+    @app.route("/api/v1/events", methods=["GET"])
+    async def events(self, request: GuardedRequest) -> bytes:
+        """Every change of an app, a deployment and a delivery, as it happens, as the lists show it."""
+        return await self._feed.follow(request)
+
+    @app.route("/metrics", methods=["GET"])
+    async def metrics(self, request: GuardedRequest) -> bytes:
+        if self._metrics is None:
+            raise Refused(404, "nothing is measured here")
+        body, content_type = await self._metrics((request.getHeader(b"accept") or b"").decode("latin-1"))
+        return request.answer(body, content_type.encode())
 
     @app.route("/api/v1/apps", methods=["GET"])
     async def apps(self, request: GuardedRequest) -> bytes:
@@ -197,21 +241,21 @@ class Api:
     @app.route("/api/v1/apps/<name>/deploy", methods=["POST"])
     async def deploy(self, request: GuardedRequest, name: str) -> bytes:
         app, revision = self._named(name), _wish(request, DeployWish).revision
-        if revision is not None and not _REVISION.fullmatch(revision := revision.lower()):
+        if revision is not None and not REVISION.fullmatch(revision := revision.lower()):
             raise Refused(400, "revision: must be the id of a commit: 4 to 64 hexadecimal digits")
-        return self._begun(request, await _seen_through(app.deploy(revision)))
+        return self._begun(request, await seen_through(app.deploy(revision)))
 
     @app.route("/api/v1/apps/<name>/rollback", methods=["POST"])
     async def rollback(self, request: GuardedRequest, name: str) -> bytes:
         app, release = self._named(name), _wish(request, RollbackWish).to
-        return self._begun(request, await _seen_through(app.roll_back(release)))
+        return self._begun(request, await seen_through(app.roll_back(release)))
 
     @app.route("/api/v1/apps/<name>/<any(pin, unpin, pause, resume):how>", methods=["POST"])
     async def steer(self, request: GuardedRequest, name: str, how: str) -> bytes:
         app = self._named(name)
         _wish(request, PlainWish)
         steer = {"pin": app.pin, "unpin": app.unpin, "pause": app.pause, "resume": app.resume}[how]
-        await _seen_through(steer())
+        await seen_through(steer())
         self.log.info("{app}: {how}, asked for by a person", app=app.name, how=how)
         return request.answer(encode(await self._app_in_full(app)))
 
@@ -237,17 +281,30 @@ class Api:
         _wish(request, PlainWish)
         found = await self._deployment(id)
         app = next((app for app in self._apps() if app.name == found.app), None)
-        if found.outcome is not None or app is None or not await _seen_through(app.cancel(id)):
+        if found.outcome is not None or app is None or not await seen_through(app.cancel(id)):
             ended = (await self._deployment(id)).outcome
             raise Refused(409, f"deployment {id} has ended: {ended}" if ended else f"deployment {id} is in no lane")
-        self.log.info("{app}: deployment {id} is cancelled by a person", app=found.app, id=id)
+        self.log.info("{app}: deployment {deployment} is cancelled by a person", app=found.app, deployment=id)
         request.setResponseCode(ACCEPTED)
         return request.answer(encode(deployment_json(await self._deployment(id))))
 
     @app.route("/api/v1/deployments/<id>/log", methods=["GET"])
     async def deployment_log(self, request: GuardedRequest, id: str) -> bytes:
-        file = self._logs / f"{(await self._deployment(id)).id}.log"
-        return request.answer(file.read_bytes() if file.exists() else b"", b"text/plain; charset=utf-8")
+        """What its commands have printed; with ``follow=1`` also what they print from now on, as events."""
+        found = await self._deployment(id)
+        file = self._logs / f"{found.id}.log"
+        shown = str if _is_asked(request, b"colour") else colourless
+        if _is_asked(request, b"follow"):
+            return await self._log_feed.follow(request, Log(id, file, partial(self._ended, id), shown))
+        text = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""
+        return request.answer(shown(text).encode(), b"text/plain; charset=utf-8")
+
+    async def _ended(self, id: str) -> dict[str, Any] | None:
+        """What a deployment has come to; None while it goes on."""
+        found = await self._journal.deployment(id)
+        if found is None:  # let go of meanwhile
+            return {"outcome": None, "reason": ""}
+        return None if found.outcome is None else {"outcome": found.outcome, "reason": found.reason}
 
     @app.route("/api/v1/deliveries", methods=["GET"])
     async def deliveries(self, request: GuardedRequest) -> bytes:
@@ -265,7 +322,7 @@ class Api:
     @app.route("/api/v1/deliveries/<id>/replay", methods=["POST"])
     async def replay(self, request: GuardedRequest, id: str) -> bytes:
         _wish(request, PlainWish)
-        made = await _seen_through(self._replay(id))
+        made = await seen_through(self._replay(id))
         for each in made:
             self._note(each)
         request.setResponseCode(ACCEPTED)
@@ -275,6 +332,21 @@ class Api:
     async def parked(self, request: GuardedRequest) -> bytes:
         newest = (await self._journal.parked())[: _limit(request)]
         return request.answer(encode([parked_json(each) for each in newest]))
+
+    async def _event(self, change: Change) -> bytes | None:
+        """What the readers of events are told; an app is shown as in the list of all."""
+        match change.kind:
+            case Kind.DEPLOYMENT:
+                deployment = await self._journal.deployment(change.id)
+                return None if deployment is None else event("deployment", deployment_json(deployment))
+            case Kind.DELIVERY:
+                delivery = await self._journal.delivery(change.id)
+                return None if delivery is None else event("delivery", delivery_json(delivery))
+            case Kind.APP:
+                app = next((app for app in self._apps() if app.name == change.id), None)
+                return None if app is None else event("app", await self._app(app))
+            case Kind.LOG:
+                return None
 
     def _named(self, name: str) -> App:
         found = next((app for app in self._apps() if app.name == name), None)
@@ -297,9 +369,9 @@ class Api:
 
     def _note(self, deployment: Deployment) -> None:
         self.log.info(
-            "{app}: deployment {id} is asked for by a person ({trigger})",
+            "{app}: deployment {deployment} is asked for by a person ({trigger})",
             app=deployment.app,
-            id=deployment.id,
+            deployment=deployment.id,
             trigger=deployment.trigger.value,
         )
 
@@ -322,6 +394,7 @@ class Api:
             "branch": app.branch,
             "tag": app.tag,
             "poll": app.poll,
+            "repository": app.repository,
             "bind": app.bind,
             "release": serving.release if serving else (last.release if last else None),
             "revision": serving.commit.revision if serving else (last.revision if last else None),
@@ -409,6 +482,11 @@ def _argument(request: GuardedRequest, name: bytes) -> str | None:
     return values[0].decode("utf-8", "replace") if values else None
 
 
+def _is_asked(request: GuardedRequest, name: bytes) -> bool:
+    """Whether an option is on: ``0`` and nothing at all are off."""
+    return _argument(request, name) not in (None, "", "0")
+
+
 def _limit(request: GuardedRequest) -> int:
     given = _argument(request, b"limit")
     if given is None:
@@ -428,7 +506,7 @@ def _wish(request: GuardedRequest, kind: type[W]) -> W:
         raise Refused(400, "the body is not JSON") from None
 
 
-def _seen_through(work: Coroutine[Any, Any, T]) -> Deferred[T]:
+def seen_through(work: Coroutine[Any, Any, T]) -> Deferred[T]:
     """What the work gives. It goes on to its end though its caller gives up: Klein cancels whose client hangs up."""
     told: Deferred[T] = Deferred()  # a cancelled one swallows what comes later
     Deferred.fromCoroutine(work).addCallbacks(told.callback, told.errback)

@@ -116,7 +116,7 @@ class Intake:
             receipt = await self._record(new)
         except Refused as refused:
             return request.refuse(refused)
-        request.accept(f"{receipt.verdict.value}: {new.message.name} on {new.hook}")
+        request.accept(receipt.verdict.value, new.message.name, new.hook)
         request.setResponseCode(ACCEPTED)
         return request.answer(encode(_told(receipt, new.reason)))
 
@@ -184,7 +184,7 @@ class Intake:
             except CancelledError:
                 raise
             except Exception:  # noqa: BLE001
-                self.log.failure("Deployment {id} is in no lane", id=deployment.id)
+                self.log.failure("Deployment {deployment} is in no lane", app=deployment.app, deployment=deployment.id)
 
 
 class ScreenedResource(KleinResource):

@@ -30,6 +30,7 @@ from twisted_hook.hooks import Address
 from twisted_hook.model import Refused
 from twisted_hook.peers import FORWARDING, Trust, connected_from, sender_of, senders_of, share_of
 from twisted_hook.rates import Acquaintances, Rate, Refusals
+from twisted_hook.sessions import Session
 
 ERRORS = {
     400: "malformed request",
@@ -102,6 +103,10 @@ class Tally:
     def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
         self._counts: Counter[str] = Counter()
+        self.verdicts: Counter[tuple[str, str]] = Counter()
+        """Genuine deliveries since the start, by hook and verdict."""
+        self.refusals: Counter[int] = Counter()
+        """Refusals since the start, by status."""
         self._pause: IDelayedCall | None = None
         self._open = False
 
@@ -143,6 +148,8 @@ class GuardedRequest(Request):
     """The length of the body as the headers tell it; None for a chunked one."""
     limited = True
     """Whether it may be refused because others were, too often; a screen may say no."""
+    visitor: Session | None = None
+    """Who has logged in, where people do; a screen may say so."""
     answered = False
     """Refused by its headers, and told so; what comes of its body is nobody's."""
     _received = 0
@@ -224,9 +231,10 @@ class GuardedRequest(Request):
         if not self.gone:
             super().requestReceived(command, path, version)
 
-    def accept(self, what: str) -> None:
+    def accept(self, verdict: str, event: str, hook: str) -> None:
         """Note that it was genuine: its sender is known from now on."""
-        self.site.tally.note(f"{http.ACCEPTED} {what}")
+        self.site.tally.note(f"{http.ACCEPTED} {verdict}: {event} on {hook}")
+        self.site.tally.verdicts[hook, verdict] += 1
         self.site.known.add(self.share)
 
     def refuse(self, refused: Refused) -> bytes:
@@ -310,7 +318,8 @@ class GuardedRequest(Request):
         elif refused.status < 500:
             self.site.count_refusal(self)
         self.site.tally.note(f"{refused.status} {refused.reason}")
-        return BODIES[refused.status]
+        self.site.tally.refusals[refused.status] += 1
+        return self.site.says(refused)
 
     def _count(self, size: int) -> None:
         """Let this much of the body count for what all bodies may hold."""
@@ -483,6 +492,10 @@ Response headers that it has set go out with the refusal.
 """
 
 
+def constant(refused: Refused) -> bytes:
+    return BODIES[refused.status]
+
+
 class GuardedSite(Site):
     """A door: a resource behind the guard."""
 
@@ -491,8 +504,18 @@ class GuardedSite(Site):
     requestFactory = GuardedRequest  # noqa: N815 (Twisted's name)
     warnings = Logger()
 
-    def __init__(self, resource: IResource, *, screen: Screen, reactor: IReactorTime, limits: Limits) -> None:
+    def __init__(
+        self,
+        resource: IResource,
+        *,
+        screen: Screen,
+        reactor: IReactorTime,
+        limits: Limits,
+        says: Callable[[Refused], bytes] = constant,
+    ) -> None:
+        """``says`` gives the body of a refusal."""
         super().__init__(resource, timeout=limits.idle, reactor=reactor, parsePOSTFormSubmission=False)
+        self.says = says
         self.screen = screen
         self.limits = limits
         """May be exchanged at any time; ``idle`` and ``refusals`` stay what they were at first."""

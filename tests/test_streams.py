@@ -1,0 +1,464 @@
+"""Who follows events misses nothing that still holds, and who does not read them costs next to nothing."""
+# pytest-twisted has no types.
+# mypy: disable-error-code="import-untyped, untyped-decorator"
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import Clock, deferLater
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.fakes import MemoryJournal
+from tests.steered import SteeredApp, api_of, deliver
+from tests.wire import Wire, become, connect, head, listening
+from twisted_hook import streams
+from twisted_hook.announced import AnnouncedJournal
+from twisted_hook.api import LIMITS, Api
+from twisted_hook.changes import Change, Changes, Kind
+from twisted_hook.model import Deployment, Outcome, Trigger
+from twisted_hook.site import GuardedRequest, GuardedSite
+from twisted_hook.streams import PIECE, READERS_A_TURN, Feed, Gate, Readers
+
+
+class Reader:
+    """Follows something, and takes apart what it is told."""
+
+    def __init__(self, wire: Wire) -> None:
+        self.wire = wire
+
+    @property
+    def head(self) -> str:
+        return self.wire.received.partition(b"\r\n\r\n")[0].decode()
+
+    @property
+    def blocks(self) -> list[dict[str, str]]:
+        """Each whole block of fields."""
+        told = self.wire.received.partition(b"\r\n\r\n")[2].decode("utf-8", "ignore")
+        whole = told.rpartition("\n\n")[0].split("\n\n")
+        return [dict(line.split(": ", 1) for line in block.split("\n") if ": " in line) for block in whole]
+
+    @property
+    def events(self) -> list[dict[str, str]]:
+        return [block for block in self.blocks if "event" in block]
+
+    @property
+    def place(self) -> str:
+        return [block["id"] for block in self.blocks if "id" in block][-1]
+
+    @property
+    def text(self) -> str:
+        return "".join(json.loads(each["data"]) for each in self.events if each["event"] == "log")
+
+    async def begun(self) -> Reader:
+        await become(lambda: "retry" in str(self.blocks))
+        return self
+
+    async def reaches(self, place: str) -> None:
+        """Wait for what is told last, but for heartbeats, and forget all that was told."""
+        await become(lambda: f"\nid: {place}\n\n".encode() in self.wire.received[-1000:])
+        self.wire.received = b""
+
+    async def told(self, number: int) -> list[dict[str, str]]:
+        """The first events, when there are so many."""
+        await become(lambda: len(self.events) >= number)
+        return self.events[:number]
+
+
+@dataclass
+class Served:
+    """An API with one app, of which every change is told."""
+
+    port: int
+    changes: Changes
+    readers: Readers
+    journal: AnnouncedJournal
+    stored: MemoryJournal
+    app: SteeredApp
+    logs: Path
+    followed: list[Reader] = field(default_factory=list)
+
+    async def follow(self, path: str = "/events", *headers: str) -> Reader:
+        """Without chunks, and so without keeping the connection."""
+        wire = await connect(self.port)
+        lines = (f"GET /api/v1{path} HTTP/1.0", "Host: localhost", *headers, "", "")
+        wire.send("\r\n".join(lines).encode())
+        self.followed.append(Reader(wire))
+        return await self.followed[-1].begun()
+
+    async def get(self, path: str) -> Any:
+        wire = await connect(self.port)
+        wire.send(head(f"GET /api/v1{path}"))
+        answer = await wire.answer()
+        await wire.close()
+        return json.loads(answer.body)
+
+    async def deployment(self) -> Deployment:
+        return await self.journal.enqueue("web", Trigger.MANUAL)
+
+    def print(self, deployment: str, data: bytes) -> None:
+        with (self.logs / f"{deployment}.log").open("ab") as file:
+            file.write(data)
+        self.changes.publish(Kind.LOG, deployment)
+
+
+@asynccontextmanager
+async def served(state: Path) -> AsyncIterator[Served]:
+    stored, changes, readers = MemoryJournal(), Changes("life"), Readers(reactor)
+    journal = AnnouncedJournal(stored, changes.publish)
+    app, logs = SteeredApp(stored), state / "logs"
+    logs.mkdir()
+    api = api_of(journal, [app], state, changes=changes, readers=readers)
+    site = GuardedSite(api.app.resource(), screen=Api.screen, reactor=reactor, limits=LIMITS)
+    async with listening(site) as port:
+        made = Served(port, changes, readers, journal, stored, app, logs)
+        try:
+            yield made
+        finally:
+            readers.end()
+            for reader in made.followed:
+                await reader.wire.closed()
+    assert not readers.number
+
+
+# --- events
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_change_is_told_as_the_api_shows_it(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        assert "text/event-stream" in reader.head
+        made = await api.deployment()
+        delivery = await deliver(api.stored, "guid-1", ("acme/web", "refs/heads/main", None))
+        api.changes.publish(Kind.DELIVERY, delivery)
+        await api.journal.steer("web", await api.journal.steering("web"))
+        told = await reader.told(3)
+        assert [each["event"] for each in told] == ["deployment", "delivery", "app"]
+        assert [each["id"] for each in told] == ["life-1", "life-2", "life-3"]
+        assert json.loads(told[0]["data"]) == await api.get(f"/deployments/{made.id}")
+        assert json.loads(told[1]["data"]) == await api.get(f"/deliveries/{delivery}")
+        assert [json.loads(told[2]["data"])] == await api.get("/apps")
+
+
+@pytest_twisted.ensureDeferred
+async def test_text_from_outside_is_json_in_an_event(tmp_path: Path) -> None:
+    """P87."""
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        made = await api.deployment()
+        await api.journal.finish(made.id, Outcome.FAILED, 1.0, reason="<script>\nevent: reset\n\ndata: x\r\n\r\n")
+        [told] = await reader.told(1)
+        assert json.loads(told["data"])["reason"] == "<script>\nevent: reset\n\ndata: x\r\n\r\n"
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_comes_back_is_told_what_it_has_missed(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        first = await api.deployment()
+        await reader.told(1)
+        await reader.wire.close()
+        second, third = await api.deployment(), await api.deployment()
+        for again in (
+            await api.follow("/events", f"Last-Event-ID: {reader.place}"),
+            await api.follow(f"/events?since={reader.place}"),
+        ):
+            told = await again.told(2)
+            assert [json.loads(each["data"])["id"] for each in told] == [second.id, third.id]
+        assert first.id not in str(told)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_was_away_for_too_long_begins_anew(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        for place in ("another-1", "life-99", "life--1", "x", "%ff"):
+            reader = await api.follow(f"/events?since={place}")
+            assert await reader.told(1) == [{"event": "reset", "data": "{}", "id": "life-0"}]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_place_is_known_before_anything_has_changed(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        await become(lambda: len(reader.blocks) == 2)
+        assert reader.place == "life-0" == (await api.get("/server"))["place"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_changes_than_one_turn_takes_come_in_their_order(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = [await api.deployment() for _ in range(3 * streams.CHANGES_A_TURN)]
+        reader = await api.follow("/events?since=life-0")
+        told = await reader.told(len(made))
+        assert [json.loads(each["data"])["id"] for each in told] == [each.id for each in made]
+
+
+@pytest_twisted.ensureDeferred
+async def test_no_more_than_a_number_follow_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "MOST", 2)
+    async with served(tmp_path) as api:
+        await api.follow()
+        second = await api.follow()
+        wire = await connect(api.port)
+        wire.send(head("GET /api/v1/events"))
+        answer = await wire.answer()
+        assert (answer.status, "retry-after" in answer.headers) == (503, True)
+        await wire.close()
+        await second.wire.close()
+        await become(lambda: api.readers.number == 1)
+        await api.follow()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stream_says_from_time_to_time_that_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "HEARTBEAT", 0.01)
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        await become(lambda: reader.wire.received.count(b"\n:\n") >= 3)
+        assert reader.events == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_closes_its_half_is_not_told_any_more(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        reader.wire.half_close()
+        await reader.wire.closed()
+        await become(lambda: not api.readers.number)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_asks_for_the_head_of_a_stream_gets_that_and_holds_no_place(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        for path in ("/events", f"/deployments/{made.id}/log?follow=1"):
+            wire = await connect(api.port, bodiless=True)
+            wire.send(b"HEAD /api/v1%b HTTP/1.1\r\nHost: localhost\r\n\r\n" % path.encode())
+            answer = await wire.answer()
+            assert (answer.status, answer.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+            await become(lambda: not api.readers.number)
+            await wire.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_of_them_are_sent_away_at_a_stop(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        followed = [await api.follow(), await api.follow(f"/deployments/{made.id}/log?follow=1")]
+        api.readers.end()
+        for reader in followed:
+            await reader.wire.closed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_journal_that_fails_ends_the_stream_and_a_bug_does_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with served(tmp_path) as api:
+        reader = await api.follow()
+        monkeypatch.setattr(api.stored, "deployment", _unavailable)
+        await api.deployment()
+        await reader.wire.closed()
+        assert reader.events == []
+        monkeypatch.undo()
+        again = await api.follow("/events", f"Last-Event-ID: {reader.place}")
+        assert [each["event"] for each in await again.told(1)] == ["deployment"]
+
+
+async def _unavailable(_: str) -> None:
+    from twisted_hook.model import JournalUnavailable
+
+    raise JournalUnavailable("no disk")
+
+
+# --- those who do not read
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same(tmp_path: Path) -> None:
+    """T42."""
+    big = b"event: app\ndata: " + b"x" * 200_000 + b"\n"
+    changes, rendered = Changes("life"), 0
+    readers, connections = Readers(reactor), []
+
+    async def render(_: Change) -> bytes:
+        nonlocal rendered
+        rendered += 1
+        return big
+
+    feed = Feed(changes, render, readers)
+    async with listening(_site_of(feed)) as port:
+        followed = [Reader(await connect(port)) for _ in range(6)]
+        for reader in followed:
+            reader.wire.send(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            await reader.begun()
+        deaf, awake = followed[:3], followed[3:]
+        for reader in deaf:
+            reader.wire.transport.pauseProducing()  # type: ignore[attr-defined]
+        connections = [stream._request.channel.transport for stream in list(readers._streams)[:3]]
+        published = unchanged = 0
+        held: list[int] = []
+        while unchanged < 10:  # the kernel may find room once more; in the end nothing is queued for who does not read
+            changes.publish(Kind.APP, f"app{published}")
+            published += 1
+            for reader in awake:
+                await reader.reaches(changes.place)
+            before, held = held, [_buffered(each) for each in connections]
+            unchanged = unchanged + 1 if held == before and all(held) else 0
+        assert rendered == published, "each change is rendered once, for whoever wants it"
+        assert max(held) < 2 * len(big)
+        for reader in deaf:
+            reader.wire.transport.resumeProducing()  # type: ignore[attr-defined]
+            await reader.reaches(changes.place)
+        readers.end()
+        for reader in followed:
+            await reader.wire.closed()
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_takes_nothing_for_a_while_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """T42."""
+    monkeypatch.setattr(streams, "STALL", 0.05)
+
+    async def render(_: Change) -> bytes:
+        return b"event: app\ndata: " + b"x" * 100_000 + b"\n"
+
+    changes, readers = Changes("life"), Readers(reactor)
+    async with listening(_site_of(Feed(changes, render, readers))) as port:
+        reader = Reader(await connect(port))
+        reader.wire.send(b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        await reader.begun()
+        reader.wire.transport.pauseProducing()  # type: ignore[attr-defined]
+        while readers.number:
+            changes.publish(Kind.APP, "web")
+            await deferLater(reactor, 0.001)
+        reader.wire.transport.resumeProducing()  # type: ignore[attr-defined]
+        await reader.wire.closed()
+
+
+def _buffered(transport: Any) -> int:
+    return len(transport.dataBuffer) - int(transport.offset) + sum(map(len, transport._tempDataBuffer))
+
+
+def _site_of(feed: Feed) -> GuardedSite:
+    from klein import Klein
+
+    app = Klein()
+
+    @app.route("/")
+    async def follow(request: GuardedRequest) -> bytes:
+        return await feed.follow(request)
+
+    return GuardedSite(app.resource(), screen=lambda _: None, reactor=reactor, limits=LIMITS)
+
+
+# --- logs
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_log_is_followed_to_its_end(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        api.print(made.id, b"one\n")
+        reader = await api.follow(f"/deployments/{made.id}/log?follow=1")
+        await become(lambda: reader.text == "one\n")
+        api.print(made.id, b"\x1b[31mzw\xc3\xb6lf\x1b[0m\n")
+        await become(lambda: reader.text == "one\nzwölf\n")
+        api.print(made.id, b"the end\n")
+        await api.journal.finish(made.id, Outcome.FAILED, 2.0, reason="make: exit 1")
+        await reader.wire.closed()
+        assert reader.text == "one\nzwölf\nthe end\n"
+        assert json.loads(reader.events[-1]["data"]) == {"outcome": "failed", "reason": "make: exit 1"}
+        assert reader.place == str((tmp_path / "logs" / f"{made.id}.log").stat().st_size)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_comes_back_to_a_log_goes_on_where_it_was(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        api.print(made.id, b"one\ntwo\n")
+        await api.journal.finish(made.id, Outcome.DEPLOYED, 2.0)
+        path = f"/deployments/{made.id}/log?follow=1"
+        for place, text in (
+            ("4", "two\n"),
+            ("0", "one\ntwo\n"),
+            ("x", "one\ntwo\n"),
+            ("99", ""),
+            ("9" * 30, "one\ntwo\n"),
+        ):
+            reader = await api.follow(path, f"Last-Event-ID: {place}")
+            await reader.wire.closed()
+            assert (reader.text, reader.events[-1]["event"]) == (text, "end")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_long_log_comes_in_pieces_that_cut_nothing_in_two(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        text = "x" * (PIECE - 2) + "€" * PIECE + "\x1b[1;31mred\x1b[0m" * 10_000
+        api.print(made.id, text.encode())
+        await api.journal.finish(made.id, Outcome.DEPLOYED, 2.0)
+        reader = await api.follow(f"/deployments/{made.id}/log?follow=1&colour=1")
+        await reader.wire.closed()
+        assert reader.text == text
+        plain = await api.follow(f"/deployments/{made.id}/log?follow=1")
+        await plain.wire.closed()
+        assert "\x1b" not in plain.text
+        assert "red" * 10_000 in plain.text
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_log_has_its_colours_for_who_asks_for_them(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        made = await api.deployment()
+        api.print(made.id, b"\x1b[31mred\x1b[0m\n")
+        for option, body in (("", b"red\n"), ("?colour=0", b"red\n"), ("?colour=1", b"\x1b[31mred\x1b[0m\n")):
+            wire = await connect(api.port)
+            wire.send(head(f"GET /api/v1/deployments/{made.id}/log{option}"))
+            assert (await wire.answer()).body == body
+            await wire.close()
+
+
+class GateTests(SynchronousTestCase):
+    def test_changes_are_gathered_and_many_are_let_through_in_turns(self) -> None:
+        clock = Clock()
+        gate, passed = Gate(clock), 0
+
+        def count(_: object) -> None:
+            nonlocal passed
+            passed += 1
+
+        for _ in range(2 * READERS_A_TURN + 1):
+            gate.wait().addCallback(count)
+        gate.open()
+        gate.open()
+        self.assertEqual(len(clock.getDelayedCalls()), 1)
+        clock.advance(streams.COALESCING)
+        self.assertEqual(passed, 2 * READERS_A_TURN + 1)
+        self.assertEqual(clock.getDelayedCalls(), [])
+
+    def test_who_comes_while_others_are_let_through_misses_nothing(self) -> None:
+        clock = Clock()
+        gate = Gate(clock)
+        for _ in range(READERS_A_TURN + 1):
+            gate.wait()
+        gate.open()
+        clock.advance(streams.COALESCING)
+        late = gate.wait()
+        gate.open()  # while the last of the others waits for its turn
+        clock.advance(0)
+        self.assertNoResult(late)
+        clock.advance(streams.COALESCING)
+        self.successResultOf(late)
+        self.assertEqual(clock.getDelayedCalls(), [])
