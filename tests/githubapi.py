@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 NOW = 1_780_000_000.0
 
@@ -59,3 +68,45 @@ def meta(*hooks: str) -> dict[str, object]:
         "actions": ["4.148.0.0/16"] * 5_000,
         "domains": {"website": ["*.github.com"]},
     }
+
+
+@contextmanager
+def saying(
+    answers: Mapping[str, Any], *, off: float = 0.0, tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+    """A server that answers so, and what it was asked: method, path and body. Its clock is ``off`` seconds off.
+
+    ``answers`` are status and content by method and path; whatever else is asked for is not found.
+    """
+    asked: list[tuple[str, str, Any]] = []
+
+    class Answering(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length") or 0))
+            path = self.path.partition("?")[0]
+            if self.command != "HEAD":
+                asked.append((self.command, path, json.loads(body) if body else None))
+            status, said = answers.get(f"{self.command} {path}", (404, {"message": "Not Found"}))
+            data = json.dumps(said).encode()
+            self.send_response_only(status)
+            self.send_header("date", formatdate(time.time() - off, usegmt=True))
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        do_GET = do_POST = do_PATCH = do_HEAD = _answer  # noqa: N815 - the names that the library calls
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Says nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answering) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_address[1]}", asked
+        finally:
+            server.shutdown()
+            thread.join()

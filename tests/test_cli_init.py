@@ -16,7 +16,9 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twisted_hook.cli import hookdeploy
+from tests import githubapi
+from twisted_hook.cli import atforge, hookdeploy
+from twisted_hook.cli.forge import GitHubRepository
 from twisted_hook.cli.questions import find_wsgi
 from twisted_hook.cli.starter import Answers, configuration, toml_string, unit
 from twisted_hook.config import AppConfig, parse
@@ -29,6 +31,7 @@ URL = "https://github.com/acme/blog.git"
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current directory that lies in no clone."""
+    monkeypatch.delenv("GITHUB_TOKEN", raising=False)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -74,6 +77,13 @@ def test_flags_make_a_configuration_that_passes_the_check(place: Path) -> None:
     assert settings.config.server.public_url == "https://deploy.example.com"
     assert settings.config.state == place / "kept"
     assert CliRunner().invoke(hookdeploy, ["check"]).exit_code == 0
+
+
+def test_the_dashboard_is_for_this_machine_alone_and_takes_nobodys_place(place: Path) -> None:
+    init("--yes", "--repository", URL)
+    assert settings_in(place).config.dashboard.listen == ("tcp:8001:interface=127.0.0.1",)
+    init("--yes", "--repository", URL, "--wsgi", "a:b", "--bind", "127.0.0.1:8001", "--directory", "other")
+    assert settings_in(place / "other").config.dashboard.listen == ()
 
 
 def test_the_secret_is_long_random_and_ours_alone(place: Path) -> None:
@@ -334,7 +344,7 @@ def test_the_unit_starts_this_twistd_with_this_file() -> None:
     lines = lines_of_unit()
     start = "/opt/venv/bin/twistd -n --pidfile= hookdeploy --config /etc/hookdeploy/hookdeploy.toml"
     for line in (
-        f"ExecStart={start}", "Type=simple", "User=deploy", "Restart=always", "KillMode=process",
+        f"ExecStart={start}", "Type=notify", "User=deploy", "Restart=always", "KillMode=process",
         "RestartKillSignal=SIGQUIT", "NoNewPrivileges=true", "StateDirectory=hookdeploy", "StateDirectoryMode=0700",
     ):  # fmt: skip
         assert line in lines
@@ -343,7 +353,7 @@ def test_the_unit_starts_this_twistd_with_this_file() -> None:
 
 def test_odd_paths_are_quoted_for_systemd() -> None:
     lines = lines_of_unit(directory='/srv/50% "of" $it')
-    assert lines_of_unit().index("Type=simple") == lines.index("Type=simple")
+    assert lines_of_unit().index("Type=notify") == lines.index("Type=notify")
     assert 'WorkingDirectory=/srv/50%% "of" $it' in lines
     assert any(line.endswith('--config "/srv/50%% \\"of\\" $$it/hookdeploy.toml"') for line in lines)
 
@@ -364,3 +374,184 @@ def test_systemd_accepts_the_unit(place: Path) -> None:
     command = [analyze, "verify", str(directory / "hookdeploy.service")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+# --- deploy keys, and what a token saves a person
+
+SSH_URL = "git@127.0.0.1:acme/blog.git"
+PUBLIC = ("--public-url", "https://deploy.example.com")
+PAYLOAD = "https://deploy.example.com/hooks/github"
+HOST_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl"
+
+
+@pytest.fixture
+def home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where ssh finds what it knows."""
+    path = tmp_path_factory.mktemp("home")
+    monkeypatch.setattr(atforge, "known_hosts", lambda: path / ".ssh" / "known_hosts")
+    return path
+
+
+def answers(**more: object) -> dict[str, object]:
+    """What GitHub answers where nothing is set up yet."""
+    return {
+        "GET /repos/acme/blog/hooks": (200, [githubapi.webhook(6, "https://else.where/hooks/github")]),
+        "POST /repos/acme/blog/hooks": (201, githubapi.webhook(7, PAYLOAD)),
+        "GET /repos/acme/blog/keys": (200, []),
+        "POST /repos/acme/blog/keys": (201, {"id": 1}),
+        "GET /meta": (200, {**githubapi.meta(), "ssh_keys": [HOST_KEY]}),
+        **more,
+    }
+
+
+def token_file(directory: Path) -> Path:
+    path = directory / "token"
+    path.touch(mode=0o600)
+    path.write_text("ghp_canary\n")
+    return path
+
+
+def test_a_repository_over_ssh_gets_a_key_of_its_own(place: Path) -> None:
+    result = init("--yes", "--repository", "git@example.com:acme/blog.git")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in place.iterdir()} == FILES | {"deploy_key", "deploy_key.pub"}
+    assert (place / "deploy_key").stat().st_mode & 0o777 == 0o600
+    assert the_app(place).deploy_key == place / "deploy_key"
+    public = (place / "deploy_key.pub").read_text().strip()
+    assert f"Key            {public}" in [line.strip() for line in result.stdout.splitlines()]
+    asked = subprocess.run(
+        ["ssh-keygen", "-y", "-P", "", "-f", place / "deploy_key"], capture_output=True, text=True, check=True
+    )
+    assert asked.stdout.split()[:2] == public.split()[:2], "it has no passphrase"
+
+
+def test_without_ssh_keygen_nothing_is_left_behind(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nonexistent")
+    result = init("--yes", "--repository", "git@github.com:acme/blog.git", "--wsgi", "wsgi:application")
+    assert result.exit_code == 1
+    assert "ssh-keygen is not installed" in result.stderr
+    assert list(place.iterdir()) == [], "or the next try would be refused for what is there"
+
+
+def test_who_has_a_key_already_wants_no_other(place: Path) -> None:
+    assert init("--yes", "--no-deploy-key", "--repository", "git@example.com:acme/blog.git").exit_code == 0
+    assert {path.name for path in place.iterdir()} == FILES
+    assert the_app(place).deploy_key is None
+
+
+def test_a_key_is_not_overwritten_without_force(place: Path) -> None:
+    (place / "deploy_key").write_text("mine")
+    result = init("--yes", "--repository", "git@example.com:acme/blog.git")
+    assert (result.exit_code, "deploy_key already" in result.stderr) == (1, True)
+    assert {path.name: path.read_text() for path in place.iterdir()} == {"deploy_key": "mine"}
+    assert init("--yes", "--force", "--repository", "git@example.com:acme/blog.git").exit_code == 0
+    assert (place / "deploy_key").read_text() != "mine"
+
+
+def test_over_https_a_deploy_key_is_wrong_usage(place: Path) -> None:
+    result = init("--yes", "--deploy-key", "--repository", URL)
+    assert (result.exit_code, list(place.iterdir())) == (2, [])
+    assert "git@github.com:acme/blog.git" in result.stderr
+
+
+def test_with_a_token_nothing_is_left_to_be_pasted(place: Path, home: Path) -> None:
+    with githubapi.saying(answers()) as (api, asked):
+        result = init(
+            "--yes", "--repository", SSH_URL, *PUBLIC, "--api", api, "--token-file", str(token_file(home))
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    secret, public = (place / "hook.secret").read_text().strip(), (place / "deploy_key.pub").read_text().strip()
+    made = {path: body for method, path, body in asked if method == "POST"}
+    assert made["/repos/acme/blog/hooks"] == {
+        "name": "web",
+        "active": True,
+        "events": ["push"],
+        "config": {"url": PAYLOAD, "content_type": "json", "secret": secret, "insecure_ssl": "0"},
+    }
+    key = made["/repos/acme/blog/keys"]
+    assert (key["key"], key["read_only"]) == (public, True)
+    assert (home / ".ssh" / "known_hosts").read_text() == f"127.0.0.1 {HOST_KEY}\n"
+    assert "the webhook was created" in result.stdout
+    assert secret not in result.output
+    assert "canary" not in result.output + (place / "hookdeploy.toml").read_text()
+
+
+def test_a_webhook_that_is_there_gets_the_new_secret_and_no_twin(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_canary")
+    there = {
+        "GET /repos/acme/blog/hooks": (200, [githubapi.webhook(7, PAYLOAD)]),
+        "PATCH /repos/acme/blog/hooks/7": (200, githubapi.webhook(7, PAYLOAD)),
+    }
+    with githubapi.saying(answers(**there)) as (api, asked):
+        result = init("--json", "--no-deploy-key", "--repository", SSH_URL, *PUBLIC, "--api", api)
+    assert json.loads(result.stdout)["webhook"] == "updated"
+    (changed,) = [body for method, _, body in asked if method == "PATCH"]
+    assert changed["config"]["secret"] == (place / "hook.secret").read_text().strip()
+    assert not [path for method, path, _ in asked if method == "POST"]
+
+
+def test_a_person_may_say_no_to_each_step(place: Path, home: Path) -> None:
+    said = "blog\n-\n-\n\n\ny\nn\nn\nn\n"  # name, branch, wsgi, listen, state, make a key; webhook, key, host keys
+    with githubapi.saying(answers()) as (api, asked):
+        token = str(token_file(home))
+        result = init("--repository", SSH_URL, *PUBLIC, "--api", api, "--token-file", token, said=said)
+    assert result.exit_code == 0, result.output
+    assert not [path for method, path, _ in asked if method != "GET"]
+    assert not (home / ".ssh").exists()
+    assert "Payload URL" in result.stdout
+    assert "Deploy keys" in result.stdout
+
+
+def test_what_github_refuses_is_said_and_can_be_pasted_instead(place: Path, home: Path) -> None:
+    with githubapi.saying({"GET /meta": (200, {"ssh_keys": "none"})}) as (api, _):
+        result = init(
+            "--yes", "--repository", SSH_URL, *PUBLIC, "--api", api, "--token-file", str(token_file(home))
+        )  # fmt: skip
+    assert result.exit_code == 1
+    assert "the webhook was not made: 127.0.0.1 answers 404" in result.stderr
+    assert "the deploy key was not added" in result.stderr
+    assert "ssh does not know the host keys" in result.stderr
+    assert "Payload URL" in result.stdout
+    assert {path.name for path in place.iterdir()} == FILES | {"deploy_key", "deploy_key.pub"}
+    assert "canary" not in result.output
+
+
+def test_with_a_token_and_without_an_address_github_is_told_nothing(place: Path, home: Path) -> None:
+    with githubapi.saying(answers()) as (api, asked):
+        token = str(token_file(home))
+        result = init("--yes", "--no-deploy-key", "--repository", SSH_URL, "--api", api, "--token-file", token)
+    assert (result.exit_code, asked) == (1, [])
+    assert "--public-url" in result.stderr
+
+
+def test_a_token_that_is_none_is_refused_before_anything_is_written(place: Path) -> None:
+    (place / "empty").touch()
+    for name in ("empty", "missing"):
+        result = init("--yes", "--repository", URL, "--token-file", name)
+        assert (result.exit_code, "--token-file" in result.stderr) == (2, True)
+    assert [path.name for path in place.iterdir()] == ["empty"]
+
+
+def test_hosts_that_ssh_knows_are_not_told_again(place: Path, home: Path) -> None:
+    (home / ".ssh").mkdir()
+    (home / ".ssh" / "known_hosts").write_text(f"127.0.0.1 {HOST_KEY}")
+    with githubapi.saying(answers()) as (api, asked):
+        assert init("--yes", "--repository", SSH_URL, "--api", api).exit_code == 0
+    assert asked == []
+
+
+def test_new_host_keys_begin_a_line_of_their_own(home: Path) -> None:
+    known = home / "known_hosts"
+    known.write_text("other.example.com ssh-ed25519 AAAA")
+    with githubapi.saying(answers()) as (api, _):
+        atforge.introduce("github.com", GitHubRepository("acme/blog", api=api, token=None), known)
+    assert known.read_text().splitlines() == ["other.example.com ssh-ed25519 AAAA", f"github.com {HOST_KEY}"]
+
+
+def test_the_unit_for_a_configuration_that_is_there_can_be_printed(place: Path) -> None:
+    assert init("--print-unit").exit_code == 1
+    init("--yes", "--repository", URL)
+    result = init("--print-unit")
+    assert (result.exit_code, result.stdout) == (0, (place / "hookdeploy.service").read_text())

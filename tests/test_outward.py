@@ -39,9 +39,10 @@ from tests.githubapi import NOW, attempt, webhook
 from tests.wire import become
 from twisted_hook import __version__
 from twisted_hook.config import AppConfig, Config, HookConfig, ServerConfig
+from twisted_hook.githubrest import LARGEST_ANSWER, api_of
 from twisted_hook.model import FailedDelivery, ForgeFailed
 from twisted_hook.outward import github as client
-from twisted_hook.outward.github import LARGEST_ANSWER, LONGEST_PAUSE, GitHub, api_of, quiet_until
+from twisted_hook.outward.github import LONGEST_PAUSE, GitHub, quiet_until
 from twisted_hook.outward.redeliveries import Attempt, GitHubWebhook, leads_to, never_taken, webhooks_of
 from twisted_hook.process import Reactor
 from twisted_hook.redelivery import Redelivery
@@ -582,6 +583,8 @@ class OurWebhooks(SynchronousTestCase):
             ("https://staging.example.com/hooks/github", "https://deploy.example.com", False),
             ("https://example.com/deploy/hooks/github", "https://example.com/deploy", True),
             ("", "https://example.com", False),
+            ("https://example.com:99999/hooks/github", None, False),
+            ("https://[/hooks/github", "https://example.com", False),
         ):
             self.assertEqual(leads_to(url, "/hooks/github", public_url), ours, (url, public_url))
 

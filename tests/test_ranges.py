@@ -25,9 +25,10 @@ from tests.test_intake import BODY, HOOK, doorway, told
 from tests.test_outward import ANSWERS_ODDLY, REACTOR, clients, local_github, ours, refusing, saying, silent
 from tests.test_outward import told as told_by
 from tests.wire import become, post
+from twisted_hook.githubrest import LARGEST_ANSWER
 from twisted_hook.hooks import Hook, Network
 from twisted_hook.model import ForgeFailed
-from twisted_hook.outward.github import LARGEST_ANSWER, GitHub
+from twisted_hook.outward.github import GitHub
 from twisted_hook.outward.ranges import FIRST_PAUSE, INTERVAL, LASTS, SOONEST, PublishedNetworks, Ranges, networks_of
 from twisted_hook.peers import Trust
 

@@ -1,6 +1,7 @@
-"""``hookdeploy init``: a first configuration, a secret and a systemd unit, and what to paste at the forge.
+"""``hookdeploy init``: a first configuration, a secret, a deploy key, a systemd unit, and what to paste at the forge.
 
-It asks, or takes flags; it never overwrites a file unless told to. The secret is shown here and nowhere else.
+It asks, or takes flags; it never overwrites a file unless told to. With a token it does at GitHub what else a person
+would paste there. The secret is shown here and nowhere else.
 """
 
 from __future__ import annotations
@@ -8,24 +9,32 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import platform
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from twisted_hook import configvalues
-from twisted_hook.cli import FAILED, starter
+from twisted_hook.cli import FAILED, atforge, starter
+from twisted_hook.cli.atforge import May, Outcome, set_up
+from twisted_hook.cli.forge import GITHUB_HOSTS, GitHubRepository, host_of
 from twisted_hook.cli.questions import Questions, Wishes
-from twisted_hook.cli.starter import SECRET_FILE, Answers
-from twisted_hook.commands import Ambient
+from twisted_hook.cli.starter import HOOK_PATH, KEY_FILE, SECRET_FILE, Answers
+from twisted_hook.commands import Ambient, protocols_of
 from twisted_hook.config import ConfigError, parse
 from twisted_hook.configfile import DEFAULT_NAME, load
-from twisted_hook.localgit import NotUsable, clone_around
+from twisted_hook.githubrest import api_of
+from twisted_hook.localgit import NotUsable, clone_around, look_at_clone
+from twisted_hook.model import ForgeFailed
 from twisted_hook.redaction import clean
+from twisted_hook.survey import content
+from twisted_hook.unit import unit
 
 UNIT_NAME = "hookdeploy.service"
 
@@ -43,38 +52,135 @@ UNIT_NAME = "hookdeploy.service"
 @click.option("--public-url", metavar="URL", help="How the forge reaches this server, e.g. https://deploy.example.com.")
 @click.option("--state", metavar="PATH", help="Where releases, logs and the journal are kept.")
 @click.option("--directory", metavar="PATH", type=click.Path(path_type=Path), help="Write there.  [default: here]")
+@click.option(
+    "--deploy-key/--no-deploy-key", default=None, help="Make a key for this repository.  [default: if it is over ssh]"
+)
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="A GitHub token, with which the webhook and the deploy key are made there.  [default: $GITHUB_TOKEN]",
+)
+@click.option("--api", metavar="URL", help="The API of a GitHub Enterprise server, if it is at no usual address.")
+@click.option("--print-unit", is_flag=True, help="Print the systemd unit for the hookdeploy.toml that is there.")
 @click.option("--yes", is_flag=True, help="Ask nothing; take the defaults.")
 @click.option("--force", is_flag=True, help="Overwrite what is there, the secret too.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead; implies --yes.")
-def init(directory: Path | None, yes: bool, force: bool, as_json: bool, **flags: Any) -> None:
+def init(
+    *,
+    directory: Path | None,
+    token_file: Path | None,
+    api: str | None,
+    print_unit: bool,
+    yes: bool,
+    force: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
     """Write hookdeploy.toml, a secret and a systemd unit.
 
-    Inside a clone of the project most answers are found by themselves. Afterwards it says what to paste at GitHub.
+    Inside a clone of the project most answers are found by themselves. Afterwards it says what to paste at GitHub; with
+    a token for it, it makes the webhook and the deploy key there itself.
     """
     directory = Path.cwd() / (directory or ".")
-    config = directory / DEFAULT_NAME
+    if print_unit:
+        click.echo(_unit_of(directory / DEFAULT_NAME), nl=False)
+        return
+    token, asking = _token(token_file), not (yes or as_json)
     _refuse_to_overwrite(directory, force=force)
-    answers = Questions(Wishes(**flags), directory, ask=not (yes or as_json)).answers()
+    answers = Questions(Wishes(**flags), directory, ask=asking).answers()
+    made = _written(answers, directory, force=force)
+    done = _at_forge(made, token, api, may=lambda question: not asking or click.confirm(question, default=True))
+    if as_json:
+        click.echo(json.dumps(_facts(made, done)))
+    else:
+        click.echo("\n".join(_instructions(made, done)))
+    for failure in done.failures:
+        click.echo(f"\n{clean(failure)}", err=True)
+    _check_written(directory / DEFAULT_NAME)
+    if done.failures:
+        raise click.exceptions.Exit(FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What was written."""
+
+    answers: Answers
+    directory: Path
+    secret: str
+    public: str = ""
+    """The public half of the deploy key, if there is one."""
+
+    @property
+    def files(self) -> list[str]:
+        return _names(self.answers)
+
+
+def _names(answers: Answers) -> list[str]:
+    return [DEFAULT_NAME, SECRET_FILE, UNIT_NAME, *((KEY_FILE, f"{KEY_FILE}.pub") if answers.deploy_key else ())]
+
+
+def _token(file: Path | None) -> str | None:
+    """From the file, else from the environment. Ends the command if there is none where one was named."""
+    if file is None:
+        return os.environ.get("GITHUB_TOKEN") or None
+    try:
+        token = content(file).decode("ascii").strip()
+    except OSError as error:
+        raise click.BadParameter(f"{file} cannot be read: {error.strerror}", param_hint="--token-file") from None
+    except ValueError:
+        token = ""
+    if not token or not token.isprintable() or " " in token:
+        raise click.BadParameter(f"{file} holds no token", param_hint="--token-file")
+    return token
+
+
+def _written(answers: Answers, directory: Path, *, force: bool) -> Made:
+    config = directory / DEFAULT_NAME
     text = _checked(starter.configuration(answers), directory)
-    unit = starter.unit(answers, config=config, twistd=_twistd(), user=getpass.getuser())
+    if answers.deploy_key:
+        _refuse_to_overwrite(directory, force=force, names=_names(answers))
+    service = starter.unit(answers, config=config, twistd=_twistd(), user=getpass.getuser())
     secret = secrets.token_hex(32)
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        public = _new_key(directory / KEY_FILE, answers) if answers.deploy_key else ""
         _write(directory / SECRET_FILE, f"{secret}\n", mode=0o600, force=force)
         _write(config, text, mode=0o644, force=force)
-        _write(directory / UNIT_NAME, unit, mode=0o644, force=force)
+        _write(directory / UNIT_NAME, service, mode=0o644, force=force)
     except OSError as error:
         click.echo(f"{error.filename} cannot be written: {error.strerror}", err=True)
         raise click.exceptions.Exit(FAILED) from None
-    if as_json:
-        click.echo(json.dumps(_facts(answers, directory, secret)))
-    else:
-        click.echo("\n".join(_instructions(answers, directory, secret)))
-    _check_written(config)
+    return Made(answers, directory, secret, public)
 
 
-def _refuse_to_overwrite(directory: Path, *, force: bool) -> None:
-    there = [name for name in (DEFAULT_NAME, SECRET_FILE, UNIT_NAME) if os.path.lexists(directory / name)]
+def _new_key(path: Path, answers: Answers) -> str:
+    if shutil.which("ssh-keygen") is None:
+        raise OSError(0, "ssh-keygen is not installed (apt-get install openssh-client)", str(path))
+    for name in (path, path.with_name(f"{path.name}.pub")):
+        name.unlink(missing_ok=True)  # what is there may be overwritten: that was asked before
+    return atforge.make_key(path, _title(answers))
+
+
+def _title(answers: Answers) -> str:
+    return f"hookdeploy-{answers.app}@{platform.node()}"
+
+
+def _unit_of(config: Path) -> str:
+    try:
+        found = parse(content(config).decode("utf-8-sig"), config.parent)
+    except (OSError, ValueError, ConfigError) as error:
+        click.echo(clean(f"{config} cannot be used: {error}"), err=True)
+        raise click.exceptions.Exit(FAILED) from None
+    user = found.state.owner() if found.state.exists() else getpass.getuser()
+    return unit(found, file=config, twistd=_twistd(), user=user)
+
+
+def _refuse_to_overwrite(
+    directory: Path, *, force: bool, names: Sequence[str] = (DEFAULT_NAME, SECRET_FILE, UNIT_NAME)
+) -> None:
+    there = [name for name in names if os.path.lexists(directory / name)]
     if there and not force:
         click.echo(f"{directory} has {', '.join(there)} already; --force overwrites", err=True)
         raise click.exceptions.Exit(FAILED)
@@ -111,49 +217,105 @@ def _check_written(config: Path) -> None:
         raise click.exceptions.Exit(FAILED) from None
 
 
+# --- at GitHub
+
+
+def _at_forge(made: Made, token: str | None, api: str | None, *, may: May) -> Outcome:
+    """What a token, or GitHub's word on its host keys, saves a person."""
+    url = made.answers.repository or _origin_of(made.answers)
+    host, outcome = host_of(url), Outcome()
+    if not host or (not api and host not in GITHUB_HOSTS):
+        return outcome
+    github = GitHubRepository(configvalues.name_of(url), api=api or api_of(host), token=token)
+    if token and made.answers.public_url is None:
+        outcome.failures.append("GitHub cannot be told where to deliver: say --public-url, and --force")
+    elif token:
+        key = (_title(made.answers), made.public) if made.public else None
+        payload_url = made.answers.payload_url
+        outcome = set_up(github, payload_url=payload_url, path=HOOK_PATH, secret=made.secret, key=key, may=may)
+    known = atforge.known_hosts()
+    if made.public and not atforge.is_known(host, known) and may(f"Let ssh know the host keys of {host} ({known})"):
+        try:
+            atforge.introduce(host, github, known)
+        except (ForgeFailed, OSError) as failed:
+            outcome.failures.append(f"ssh does not know the host keys of {host}: {failed}; hookdeploy doctor helps")
+    github.close()
+    return outcome
+
+
+def _origin_of(answers: Answers) -> str:
+    try:
+        clone = answers.in_place and look_at_clone(Ambient.from_environ(os.environ), answers.in_place)
+    except NotUsable:
+        return ""
+    return (clone.origin or "") if clone else ""
+
+
 # --- what to do next
 
 
-def _facts(answers: Answers, directory: Path, secret: str) -> dict[str, object]:
-    return {
-        "ok": True,
-        "files": [str(directory / name) for name in (DEFAULT_NAME, SECRET_FILE, UNIT_NAME)],
-        "payload_url": answers.payload_url,
+def _facts(made: Made, done: Outcome) -> dict[str, object]:
+    facts = {
+        "ok": not done.failures,
+        "files": [str(made.directory / name) for name in made.files],
+        "payload_url": made.answers.payload_url,
         "content_type": "application/json",
-        "secret": secret,
+        "secret": made.secret,
         "events": ["push"],
     }
+    at_github = {"webhook": done.webhook, "deploy_key": made.public, "deploy_key_added": done.key_added}
+    return {**facts, **{name: value for name, value in at_github.items() if value}}
 
 
-def _instructions(answers: Answers, directory: Path, secret: str) -> Iterator[str]:
-    config = directory / DEFAULT_NAME
-    yield f"Written in {directory}:"
+def _instructions(made: Made, done: Outcome) -> Iterator[str]:
+    config = made.directory / DEFAULT_NAME
+    yield f"Written in {made.directory}:"
     yield f"  {DEFAULT_NAME:20} the configuration"
     yield f"  {SECRET_FILE:20} what GitHub and hookdeploy share, for nobody else to read"
     yield f"  {UNIT_NAME:20} a systemd unit"
+    if made.public:
+        yield f"  {KEY_FILE:20} with which ssh reads the repository, for nobody else to read"
     yield ""
-    yield "At GitHub, under the repository's Settings → Webhooks → Add webhook:"
-    yield f"  Payload URL    {answers.payload_url}"
-    yield "  Content type   application/json"
-    yield f"  Secret         {secret}"
-    yield "  Events         Just the push event"
-    yield ""
+    yield from _to_paste(made, done)
     yield "Next:"
     yield f"  {_twistd().with_name('hookdeploy')} check {config}"
     yield f"  {_twistd()} -n --pidfile= hookdeploy --config {config}"
-    yield f"  sudo systemctl enable --now {directory / UNIT_NAME}   (instead, to have it run always)"
-    for note in _notes(answers, directory):
+    yield f"  sudo systemctl enable --now {made.directory / UNIT_NAME}   (instead, to have it run always)"
+    for note in _notes(made.answers, made.directory):
         yield ""
         yield note
+    yield ""
+    yield f"If anything does not work: {_twistd().with_name('hookdeploy')} doctor --config {config}"
+
+
+def _to_paste(made: Made, done: Outcome) -> Iterator[str]:
+    if done.webhook:
+        yield f"At GitHub the webhook was {done.webhook}; it delivers to {made.answers.payload_url}"
+        yield ""
+    else:
+        yield "At GitHub, under the repository's Settings → Webhooks → Add webhook:"
+        yield f"  Payload URL    {made.answers.payload_url}"
+        yield "  Content type   application/json"
+        yield f"  Secret         {made.secret}"
+        yield "  Events         Just the push event"
+        yield ""
+    if done.key_added:
+        yield "At GitHub the deploy key was added, for reading alone."
+        yield ""
+    elif made.public:
+        yield "And under its Settings → Deploy keys → Add deploy key, without write access:"
+        yield f"  Key            {made.public}"
+        yield ""
 
 
 def _notes(answers: Answers, directory: Path) -> Iterator[str]:
     if answers.public_url is None:
         yield "The address above is a guess: GitHub must reach this server by it. Set public_url once it is known."
-    if answers.repository and (answers.repository.startswith("ssh://") or configvalues.is_scp_like(answers.repository)):
+    if not answers.deploy_key and protocols_of(answers.repository or "") == "ssh":
         yield f"The server fetches over ssh as {getpass.getuser()}, whose key must be a deploy key of the repository."
     if _is_in_a_clone(directory):
-        yield f"{directory} is inside a git clone: never commit {SECRET_FILE} (name it in .gitignore)."
+        private = f"{SECRET_FILE} or {KEY_FILE}" if answers.deploy_key else SECRET_FILE
+        yield f"{directory} is inside a git clone: never commit {private} (name it in .gitignore)."
 
 
 def _is_in_a_clone(directory: Path) -> bool:

@@ -16,7 +16,7 @@ import click
 
 from twisted_hook import addresses, configvalues
 from twisted_hook.cli.starter import Answers
-from twisted_hook.commands import Ambient
+from twisted_hook.commands import Ambient, protocols_of
 from twisted_hook.config import app_name
 from twisted_hook.localgit import LocalClone, NotUsable, clone_around, look_at_clone
 
@@ -37,6 +37,7 @@ class Wishes:
     public_url: str | None
     state: str | None
     in_place: Path | None
+    deploy_key: bool | None = None
 
 
 class Questions:
@@ -76,7 +77,16 @@ class Questions:
                 without="not known yet",
             ),
             state=Path(self._required("State directory", "state", _state, str(self._default_state(app, clone)))),
+            deploy_key=self._deploy_key(repository or (_origin(clone) if clone else None) or ""),
         )
+
+    def _deploy_key(self, url: str) -> bool:
+        over_ssh, wish = protocols_of(url) == "ssh", self._wishes.deploy_key
+        if wish and not over_ssh:
+            raise click.UsageError("--deploy-key is for a repository over ssh, such as git@github.com:acme/blog.git")
+        if wish is None and over_ssh and self._ask:
+            return click.confirm("Make a deploy key for this repository", default=True)
+        return over_ssh if wish is None else wish
 
     def _server(self, seen: LocalClone | None) -> tuple[str | None, str]:
         wsgi = self._optional(

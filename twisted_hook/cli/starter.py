@@ -11,10 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twisted_hook import addresses
+from twisted_hook import unit as units
+from twisted_hook.config import parse
 
 SECRET_FILE = "hook.secret"  # noqa: S105 - the name of a file
+KEY_FILE = "deploy_key"
 HOOK_PATH = "/hooks/github"
-_STOP_SECONDS = 90  # above the default drain of 30 s, with room for a step to be ended
+
+
+DASHBOARD = "tcp:8001:interface=127.0.0.1"
+"""Where its pages are, unless something else is there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +36,8 @@ class Answers:
     listen: str
     public_url: str | None
     state: Path
+    deploy_key: bool = False
+    """Whether the repository gets a key of its own, in ``KEY_FILE`` beside the configuration."""
 
     @property
     def payload_url(self) -> str:
@@ -50,6 +58,13 @@ def configuration(answers: Answers) -> str:
     return "\n".join([*_general_part(answers), *_app_part(answers), *_server_part(answers)]) + "\n"
 
 
+def _is_taken(answers: Answers) -> bool:
+    """Whether the dashboard's usual place is somebody else's."""
+    place = addresses.endpoint_address(DASHBOARD)
+    others = (addresses.endpoint_address(answers.listen), addresses.bound_address(answers.bind))
+    return any(place and other and addresses.collide(place, other) for other in others)
+
+
 def _setting(key: str, value: str | None, example: str = "") -> str:
     return f"{key} = {toml_string(value)}" if value else f"# {key} = {toml_string(example)}"
 
@@ -64,6 +79,10 @@ def _general_part(answers: Answers) -> Iterator[str]:
     yield "# Where the forge delivers, as Twisted endpoint strings. Put a proxy with TLS in front, or use tls: itself."
     yield f"listen = [{toml_string(answers.listen)}]"
     yield _setting("public_url", answers.public_url, "https://deploy.example.com")
+    yield ""
+    yield "[dashboard]"
+    yield "# Pages for people on this machine; hookdeploy open prints a link. From afar: ssh -L 8001:127.0.0.1:8001"
+    yield f"{'# ' if _is_taken(answers) else ''}listen = [{toml_string(DASHBOARD)}]"
     yield ""
     yield f"[hooks.github]  # POST {HOOK_PATH}"
     yield "# Several secrets may be valid at a time, so that a new one can follow the old one without a gap."
@@ -80,6 +99,9 @@ def _app_part(answers: Answers) -> Iterator[str]:
         yield _setting("path", str(answers.in_place))
     else:
         yield _setting("repository", answers.repository)
+    if answers.deploy_key:
+        yield "# With which ssh reads it; its public half is a deploy key at the forge."
+        yield _setting("deploy_key", KEY_FILE)
     if answers.branch is None:
         yield "# Without a branch it is the remote's default branch."
     yield _setting("branch", answers.branch, "main")
@@ -108,70 +130,5 @@ def _server_part(answers: Answers) -> Iterator[str]:
 
 
 def unit(answers: Answers, *, config: Path, twistd: Path, user: str) -> str:
-    """A systemd unit that keeps the server running; all paths are absolute."""
-    start = [str(twistd), "-n", "--pidfile=", "hookdeploy", "--config", str(config)]
-    lines = [
-        "[Unit]",
-        f"Description=hookdeploy for {answers.app}",
-        "Wants=network-online.target",
-        "After=network-online.target",
-        "StartLimitIntervalSec=0",
-        "",
-        "[Service]",
-        "Type=simple",
-        f"User={user}",
-        *(
-            ["# Better a user of its own: whoever may push to the branch runs code as this user."]
-            if user == "root"
-            else []
-        ),
-        f"WorkingDirectory={_unit_path(config.parent)}",
-        f"ExecStart={' '.join(_unit_word(word) for word in start)}",
-        "ExecReload=/bin/kill -HUP $MAINPID",
-        "Restart=always",
-        "RestartSec=1",
-        "KillMode=process",
-        "# At a restart the apps serve on (systemd 244 and later).",
-        "RestartKillSignal=SIGQUIT",
-        f"TimeoutStopSec={_STOP_SECONDS}",
-        *_state_lines(answers.state),
-        "",
-        *_hardening(answers),
-        "",
-        "[Install]",
-        "WantedBy=multi-user.target",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _state_lines(state: Path) -> Iterator[str]:
-    """systemd makes the directory where only root may."""
-    if state.parent == Path("/var/lib"):
-        yield f"StateDirectory={_unit_path(Path(state.name))}"
-        yield "StateDirectoryMode=0700"
-
-
-def _hardening(answers: Answers) -> Iterator[str]:
-    """What neither git, nor a build, nor gunicorn needs is taken away."""
-    yield "NoNewPrivileges=true"
-    yield "ProtectSystem=full"
-    for path in filter(None, (answers.state, answers.in_place)):
-        if path.is_relative_to("/etc") or path.is_relative_to("/usr"):
-            yield f"ReadWritePaths=-{_unit_path(path)}"
-    for name in ("KernelTunables", "KernelModules", "KernelLogs", "ControlGroups"):
-        yield f"Protect{name}=true"
-    yield "RestrictRealtime=true"
-    yield "LockPersonality=true"
-    listening = (addresses.endpoint_address(answers.listen), addresses.bound_address(answers.bind))
-    if any(address and 0 < address[1] < 1024 for address in listening):
-        yield "AmbientCapabilities=CAP_NET_BIND_SERVICE"
-
-
-def _unit_path(path: Path) -> str:
-    return str(path).replace("%", "%%")
-
-
-def _unit_word(word: str) -> str:
-    """A word of a command line as systemd reads it (systemd.service(5), "Command lines")."""
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
-    return escaped if escaped == word and not any(letter in word for letter in " \t';#") else f'"{escaped}"'
+    """The systemd unit for the configuration of these answers; all paths are absolute."""
+    return units.unit(parse(configuration(answers), config.parent), file=config, twistd=twistd, user=user)

@@ -28,32 +28,15 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from twisted_hook import __version__
+from twisted_hook.githubrest import LARGEST_ANSWER, TIMEOUT, VERSION
 from twisted_hook.model import ForgeFailed
 from twisted_hook.process import Reactor
 from twisted_hook.redaction import Redactor
 
-TIMEOUT = 10.0
-"""Seconds for one request, from the name's look-up to the answer's last byte."""
-LARGEST_ANSWER = 1024 * 1024
-"""Bytes; a page of a hundred deliveries is some 50 kB, and all of GitHub's networks are some hundred kB."""
-VERSION = "2022-11-28"
-"""The version of the API: https://docs.github.com/en/rest/about-the-rest-api/api-versions"""
 LONGEST_PAUSE = 86_400.0
 """Seconds; GitHub's limits are of an hour, and no answer is to silence us for ever."""
 _NOT_UNDERSTOOD = (ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError, OSError)
 """What gidgethub and those who read on raise about an answer that is not as documented."""
-
-
-def api_of(host: str) -> str:
-    """Where the API of the GitHub at this host is.
-
-    https://docs.github.com/en/enterprise-server/rest/using-the-rest-api/getting-started-with-the-rest-api
-    """
-    if host in {"", "github.com", "www.github.com", "ssh.github.com"}:
-        return "https://api.github.com"
-    if host.endswith(".ghe.com"):
-        return f"https://api.{host}"
-    return f"https://{host}/api/v3"
 
 
 def quiet_until(status: int, headers: Mapping[str, str], now: float) -> float:

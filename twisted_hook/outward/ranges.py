@@ -18,9 +18,10 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from twisted_hook.githubrest import api_of
 from twisted_hook.hooks import Hook, Network
 from twisted_hook.model import ForgeFailed
-from twisted_hook.outward.github import GitHub, api_of
+from twisted_hook.outward.github import GitHub
 from twisted_hook.process import Reactor
 
 INTERVAL = 3600.0

@@ -18,8 +18,9 @@ from twisted.logger import Logger
 from twisted_hook.boundaries import Redeliveries
 from twisted_hook.config import AppConfig, Config, HookConfig
 from twisted_hook.configvalues import is_scp_like
+from twisted_hook.githubrest import api_of
 from twisted_hook.model import FailedDelivery, ForgeFailed
-from twisted_hook.outward.github import GitHub, api_of
+from twisted_hook.outward.github import GitHub
 from twisted_hook.process import Reactor
 
 NEEDS = 'the repository permission "Webhooks: read and write", or a classic token the scope "repo"'
@@ -73,13 +74,18 @@ def leads_to(url: str, path: str, public_url: str | None) -> bool:
 
     Where our own address is not known, whatever stands before the path may be ours.
     """
+    try:
+        theirs = urlsplit(url)
+        port = _port(theirs.port, theirs.scheme)
+    except ValueError:  # no address of anything
+        return False
     if public_url is None:
-        return urlsplit(url).path.endswith(path)
-    ours, theirs = urlsplit(public_url + path), urlsplit(url)
+        return theirs.path.endswith(path)
+    ours = urlsplit(public_url + path)
     return (ours.scheme, ours.hostname, _port(ours.port, ours.scheme), ours.path) == (
         theirs.scheme,
         theirs.hostname,
-        _port(theirs.port, theirs.scheme),
+        port,
         theirs.path,
     )
 
