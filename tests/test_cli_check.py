@@ -216,6 +216,10 @@ finally:
         (["--help"], ["pydantic", "twisted.internet", "twisted_hook.config", "rich"]),
         (["check"], ["twisted.internet.reactor", "httpx"]),
         (["init", "--help"], ["twisted.internet.reactor", "httpx"]),
+        *(
+            ([name, "--help"], ["pydantic", "twisted.internet", "twisted_hook.config", "httpx", "rich", "msgspec"])
+            for name in ("status", "history", "deliveries", "log", "why", "open", "deploy", "completion")
+        ),
     ],
 )
 def test_a_command_loads_only_what_it_needs(place: Path, arguments: list[str], unloaded: list[str]) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -20,9 +21,10 @@ from twisted.internet.threads import deferToThread
 from tests.fakes import MemoryJournal
 from tests.steered import HOOK, SteeredApp, serving, site_of
 from twisted_hook.cli import hookdeploy
-from twisted_hook.cli.status import ago, hooks_table, is_replaced
+from twisted_hook.cli.status import hooks_table, is_replaced
+from twisted_hook.cli.tables import ago
 from twisted_hook.hooks import Secret
-from twisted_hook.model import Commit, Message, NewDelivery, Outcome, Trigger
+from twisted_hook.model import Commit, Message, NewDelivery, Outcome, Phase, Trigger
 
 OLD, NEW = Secret(b"o" * 32, "file old.secret"), Secret(b"n" * 32, "file new.secret")
 
@@ -65,11 +67,34 @@ async def test_what_runs_and_what_is_held_is_told_in_a_line_for_each_app(tmp_pat
         assert result.exit_code == 0, result.output
         head, web, docs, *_ = result.stdout.splitlines()
         assert head.split() == ["app", "state", "since", "revision", "subject", "lane"]
-        assert web.split() == ["web", "deployed", "1a2b3c4", "Say", "hello\N{REPLACEMENT CHARACTER}", "[bold]:smile:",
+        said = re.sub(r"\d+ d ago", "AGO", web).split()
+        assert said == ["web", "deployed", "AGO", "1a2b3c4", "Say", "hello\N{REPLACEMENT CHARACTER}", "[bold]:smile:",
                                "deploys,", "pinned"]  # fmt: skip
         assert docs.split() == ["docs", "no", "release"]
-        assert f"web: deployment {running.id} runs\n" in result.stdout
+        assert re.search(
+            rf"^web: deployment {running.id} runs: queued for \d+ d \(manual\)\n", result.stdout, re.MULTILINE
+        )
         assert "\x1b" not in result.stdout
+
+
+@pytest_twisted.ensureDeferred
+async def test_why_the_last_deployment_failed_is_told_until_one_is_good(tmp_path: Path) -> None:
+    """Though nothing waits, and whatever has come to nothing since."""
+    async with shown(tmp_path) as server:
+        tip = Commit("1a2b3c4" + "0" * 33, "Say hello", "Somebody")
+        failed = await server.web.deploy(None)
+        await server.web.enter(Phase.BUILDING, 1.0)
+        await server.web.end(Outcome.FAILED, "step 'test' failed: exit 1\n\x1b[31m1 failed\x1b[0m", commit=tip)
+        for outcome in (Outcome.UNCHANGED, Outcome.CANCELLED):
+            await server.web.deploy(None)
+            await server.web.end(outcome, "so it is")
+        lines = (await server.run("status")).stdout.splitlines()
+        [line] = [line for line in lines if "last deployment" in line]
+        assert line.startswith("web: the last deployment of 1a2b3c4 failed ")
+        assert line.endswith(f"building: step 'test' failed: exit 1 (hookdeploy why {failed.id})")
+        await server.web.deploy(None)
+        await server.web.end(Outcome.DEPLOYED, commit=tip)
+        assert "last deployment" not in (await server.run("status", "web")).stdout
 
 
 @pytest_twisted.ensureDeferred

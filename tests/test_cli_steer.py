@@ -12,11 +12,13 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import pytest_twisted
 from click.testing import CliRunner, Result
+from rich.console import Console
 from twisted.internet.threads import deferToThread
 
 from tests.fakes import MemoryJournal
@@ -24,7 +26,7 @@ from tests.steered import OLD, SteeredApp, deliver, serving, site_of
 from tests.wire import PATIENCE, become
 from twisted_hook.cli import hookdeploy
 from twisted_hook.cli.client import Api, ApiError, NotRunning
-from twisted_hook.cli.follow import Answer, follow
+from twisted_hook.cli.follow import Answer, Progress, follow
 from twisted_hook.model import Commit, Deployment, JournalUnavailable, Outcome, Phase, Steering, Trigger
 
 TIP = Commit("1a2b3c4" + "0" * 33, "Say hello", "Somebody")
@@ -100,6 +102,34 @@ async def test_a_deployment_is_followed_phase_by_phase_to_its_end(tmp_path: Path
 
 
 @pytest_twisted.ensureDeferred
+async def test_each_phase_is_told_with_the_time_that_it_usually_takes(tmp_path: Path) -> None:
+    async with steered(tmp_path) as server:
+        for building in (1.5, 1.0, 2.0):
+            await server.web.deploy(None)
+            await server.web.enter(Phase.BUILDING, 3.0 - building)
+            await server.web.end(Outcome.DEPLOYED, commit=OLD)
+        command = server.begin("deploy")
+        await runs(server.web)
+        await server.web.enter(Phase.BUILDING, 1.0)
+        await server.web.end(Outcome.DEPLOYED, commit=TIP)
+        result = await command.ended()
+        assert "  queued        1.00 s   usually 1.50 s\n  building      2.00 s   usually 1.50 s\n" in result.output
+
+
+def test_on_a_terminal_what_it_is_at_turns_below_what_is_done() -> None:
+    """And nothing is left of it at the end."""
+    say = Console(file=(out := StringIO()), force_terminal=True, width=80, highlight=False)
+    progress = Progress(say, lambda deployment: {"building": 1.5})
+    begun: Answer = {**BEGUN, "app": "web", "trigger": "push", "queued_at": "2026-03-01T12:00:00Z", "phases": []}
+    building = {**begun, "phases": [{"phase": "building", "at": "2026-03-01T12:00:01Z"}]}
+    for deployment in (begun, building, {**building, "outcome": "deployed", "finished_at": "2026-03-01T12:00:03Z"}):
+        progress.tell(deployment)
+    assert "  queued        1.00 s\n" in out.getvalue()
+    assert "  building      2.00 s   usually 1.50 s\n" in out.getvalue()
+    assert out.getvalue().count("\x1b[?25l") == out.getvalue().count("\x1b[?25h") == 1  # the cursor is back
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_revision_is_passed_on(tmp_path: Path) -> None:
     async with steered(tmp_path) as server:
         result = await server.run("deploy", "web", "1a2b3c4", "--detach")
@@ -133,6 +163,7 @@ async def test_a_failure_says_why_and_what_is_still_there(tmp_path: Path, outcom
         assert result.stderr == (
             f"{outcome}: step 'test' failed: exit 1\n1 failed\nweb stays at 9f8e7d6 Say nothing.\n"
             f"Its output is in {tmp_path}/logs/{(await server.newest()).id}.log\n"
+            f"What to do: hookdeploy why {(await server.newest()).id}\n"
         )
 
 
@@ -507,7 +538,8 @@ async def test_a_server_of_another_user_is_not_taken_for_none(tmp_path: Path) ->
     async with steered(tmp_path):
         script = (
             "import os; from pathlib import Path; from twisted_hook.cli.client import Api; "
-            f"os.setgid(65534); os.setuid(65534); Api(Path({str(tmp_path)!r})).get('/apps')"
+            f"ask = lambda: Api(Path({str(tmp_path)!r})).get('/apps'); ask(); "  # so that all of it is imported
+            "os.setgid(65534); os.setuid(65534); ask()"
         )
         done = await deferToThread(
             subprocess.run, (sys.executable, "-c", script), capture_output=True, text=True, check=False

@@ -8,10 +8,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import click
 
 from twisted_hook import __version__
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 GOOD, FAILED, USAGE, NOT_RUNNING = 0, 1, 2, 3
 """Exit codes of every command; click itself ends with 2 where it does not understand."""
@@ -21,7 +25,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "demo": ("twisted_hook.cli.demo:demo", "Show all of it on this machine, from a push to a new page."),
         "init": ("twisted_hook.cli.init:init", "Write a configuration, a secret and a systemd unit."),
         "check": ("twisted_hook.cli.check:check", "Read the configuration and name everything that is wrong with it."),
+        "doctor": ("twisted_hook.cli.doctor:doctor", "Look at all that a deployment needs, and say how to mend it."),
         "status": ("twisted_hook.cli.status:status", "Show what runs, and which secrets have verified a delivery."),
+        "history": ("twisted_hook.cli.history:history", "Show what was deployed, and what came of it."),
+        "deliveries": ("twisted_hook.cli.history:deliveries", "Show what arrived, and what it led to."),
+        "log": ("twisted_hook.cli.log:log", "Print a deployment's output; with -f until it ends."),
+        "why": ("twisted_hook.cli.why:why", "Say why something was deployed or not, and what to do next."),
+        "open": ("twisted_hook.cli.open:open_", "Open the dashboard in a browser that it logs in."),
         "deploy": ("twisted_hook.cli.steer:deploy", "Deploy the tip of a branch, or a revision, now."),
         "rollback": ("twisted_hook.cli.steer:rollback", "Put an earlier release back."),
         "pin": ("twisted_hook.cli.steer:pin", "Keep an app at its current release."),
@@ -32,6 +42,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "replay": ("twisted_hook.cli.steer:replay", "Deploy once more what a delivery is for."),
         "secret": ("twisted_hook.cli.secret:secret", "Make the next secret of a hook, and see which ones verify."),
         "send": ("twisted_hook.cli.send:send", "Send a correctly signed test delivery to a running server."),
+        "completion": ("twisted_hook.cli.completion:completion", "Print what makes a shell complete all this."),
     }
 )
 """Where each subcommand is, and its line in the help, in the order in which one meets them."""
@@ -49,6 +60,13 @@ class LazyGroup(click.Group):
         module, _, attribute = COMMANDS[cmd_name][0].partition(":")
         command = getattr(importlib.import_module(module), attribute)
         return command if isinstance(command, click.Command) else None
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """By name, so that none is imported: somebody has typed a tabulator and waits."""
+        from click.shell_completion import CompletionItem
+
+        found = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return found + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

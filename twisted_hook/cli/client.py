@@ -1,30 +1,40 @@
 """The server, as the command line sees it: where it is, what it was told, and what its API answers.
 
 Speaks to the unix socket in the state directory, and nothing else. It never starts a server and never changes a file.
+
+httpx and pydantic cost half a second, so they are imported by who needs them: ``--help`` does not.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, redirect_stderr, suppress
 from difflib import get_close_matches
+from io import StringIO
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from urllib.parse import quote
 
 import click
-import httpx
 
+from twisted_hook import DEFAULT_NAME
 from twisted_hook.cli import FAILED, NOT_RUNNING, USAGE
-from twisted_hook.config import ConfigError, Reading, read, read_environment
-from twisted_hook.configfile import DEFAULT_NAME, Settings, load
 from twisted_hook.redaction import clean
-from twisted_hook.sockets import unix_address
-from twisted_hook.survey import content
+
+if TYPE_CHECKING:
+    import httpx
+
+    from twisted_hook.config import Reading
+    from twisted_hook.configfile import Settings
 
 TIMEOUT = 10.0
+SILENCE = 60.0
+"""Seconds without a word after which a stream of events is taken for dead; it says something every fifteen."""
+HURRY = 1.0
+"""Seconds for which somebody waits who has typed a tabulator."""
 
 config_option = click.option(
     "--config",
@@ -46,6 +56,28 @@ def server_options(command: Command) -> Command:
     return config_option(state_option(json_option(command)))
 
 
+def app_names(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """The names of apps that begin so, for a shell that completes: those in the file, or else the running server's.
+
+    Whatever goes wrong, it is quick and says nothing.
+    """
+    given = {key: context.params.get(key) for key in ("config", "state")}
+    with suppress(Exception), redirect_stderr(StringIO()):
+        return [name for name in _known_apps(**given) if name.startswith(incomplete)]
+    return []
+
+
+def _known_apps(config: Path | None, state: Path | None) -> Iterable[str]:
+    file = config or Path(DEFAULT_NAME)
+    if state is None and file.exists():
+        return tuple(tomllib.loads(file.read_text("utf-8-sig"))["apps"])
+    with closing(Api(state_of(config, state), timeout=HURRY)) as api:
+        return tuple(str(app["name"]) for app in api.get("/apps"))
+
+
+app_argument = click.argument("app", required=False, shell_complete=app_names)
+
+
 class NotRunning(Exception):
     """No server answers; the text says where it was looked for."""
 
@@ -61,32 +93,64 @@ class ApiError(Exception):
 class Api:
     """The API of one running server. Its answers are decoded JSON, as the interface describes them."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, *, timeout: float = TIMEOUT) -> None:
         self.state = state
+        self._timeout = timeout
         self._socket = state / "api.sock"
         self._client: httpx.Client | None = None
 
     def get(self, path: str, **parameters: str | int) -> Any:
         """The answer to ``GET /api/v1<path>``. Raises ``NotRunning`` or ``ApiError``."""
-        return self._ask("GET", path, params=parameters)
+        return self._ask("GET", path, params=parameters).json()
+
+    def text(self, path: str, **parameters: str | int) -> bytes:
+        """The body of the answer to ``GET /api/v1<path>``, where that is no JSON. Raises as ``get`` does."""
+        return bytes(self._ask("GET", path, params=parameters).content)
 
     def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The answer to ``POST /api/v1<path>``. Raises ``NotRunning`` or ``ApiError``."""
-        return self._ask("POST", path, json=body)
+        return self._ask("POST", path, json=body).json()
 
-    def _ask(self, method: str, path: str, **given: Any) -> Any:
-        try:
+    def events(self, path: str, **parameters: str | int) -> Iterator[tuple[str, Any, str]]:
+        """Each event that ``GET /api/v1<path>`` sends: its name, its data, its id. Raises as ``get`` does."""
+        with self._explained():
+            client = self._client = self._client or self._connected()
+            with client.stream("GET", path, params=parameters, timeout=SILENCE) as answer:
+                self._check(answer, path)
+                fields: dict[str, str] = {}
+                for line in answer.iter_lines():
+                    if line:
+                        name, _, value = line.partition(": ")
+                        fields[name] = value
+                    elif "data" in fields:
+                        yield fields["event"], json.loads(fields["data"]), fields.get("id", "")
+                        fields = {}
+
+    def _ask(self, method: str, path: str, **given: Any) -> httpx.Response:
+        with self._explained():
             self._client = self._client or self._connected()
             answer = self._client.request(method, path, **given)
+            self._check(answer, path)
+            return answer
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        import httpx
+
+        try:
+            yield
         except (httpx.ConnectError, OSError) as error:
             if "Permission denied" in str(error):  # all that httpx keeps of it
                 raise ApiError(f"{self._socket} may not be used by this user: {_whose(self.state)}") from error
             raise NotRunning(f"hookdeploy does not run: nothing listens on {self._socket}") from error
         except httpx.HTTPError as error:
             raise ApiError(f"{self._socket} does not answer: {error}") from error
+
+    @staticmethod
+    def _check(answer: httpx.Response, path: str) -> None:
         if not answer.is_success:
+            answer.read()
             raise ApiError(clean(_reason(answer) or f"{path}: {answer.status_code} {answer.text}"), answer.status_code)
-        return answer.json()
 
     def close(self) -> None:
         if self._client is not None:
@@ -94,8 +158,12 @@ class Api:
 
     def _connected(self) -> httpx.Client:
         """Raises ``FileNotFoundError`` if there is no state directory, and its path is long."""
+        import httpx
+
+        from twisted_hook.sockets import unix_address
+
         transport = httpx.HTTPTransport(uds=unix_address(self._socket))
-        return httpx.Client(transport=transport, base_url="http://localhost/api/v1", timeout=TIMEOUT)
+        return httpx.Client(transport=transport, base_url="http://localhost/api/v1", timeout=self._timeout)
 
 
 def _reason(answer: httpx.Response) -> str:
@@ -136,12 +204,17 @@ def fail(reason: str, code: int, *, as_json: bool) -> NoReturn:
 
 def app_path(api: Api, name: str | None) -> str:
     """The path of the app that is meant; of the only one if none is named."""
+    return path_of(app_meant(api, name))
+
+
+def app_meant(api: Api, name: str | None) -> str:
+    """The name of the app that is meant; of the only one if none is named."""
     known = [str(app["name"]) for app in api.get("/apps")]
     if name is None and len(known) == 1:
         name = known[0]
     if name not in known:
         raise click.UsageError(clean(which("app", name, known)))
-    return path_of(name)
+    return name
 
 
 def which(kind: str, name: str | None, known: Sequence[str]) -> str:
@@ -165,6 +238,8 @@ def state_of(config: Path | None, state: Path | None) -> Path:
     """
     if state is not None:
         return state
+    from twisted_hook.config import ConfigError, read_environment
+
     if config is None and Path(DEFAULT_NAME).exists():
         config = Path(DEFAULT_NAME)
     reading = read_environment(os.environ, Path.cwd()) if config is None else _read_file(config)
@@ -178,6 +253,9 @@ def state_of(config: Path | None, state: Path | None) -> Path:
 
 
 def _read_file(path: Path) -> Reading:
+    from twisted_hook.config import read
+    from twisted_hook.survey import content
+
     try:
         return read(content(path).decode("utf-8-sig"), path.absolute().parent)
     except OSError as error:
@@ -192,6 +270,9 @@ def settings_of(config: Path | None, state: Path | None) -> Settings:
 
     A state directory alone tells no secret: the server that works in it is asked for its configuration.
     """
+    from twisted_hook.config import ConfigError
+    from twisted_hook.configfile import load
+
     try:
         return load(_config_of(state) if state and not config else config, os.environ)
     except ConfigError as error:

@@ -30,7 +30,8 @@ from twisted_hook.cli.client import (
     which,
 )
 from twisted_hook.cli.rotation import CannotBeWritten, Rotation, new_secret, with_secret
-from twisted_hook.cli.status import hooks_table, removal_notes, show_tables
+from twisted_hook.cli.status import hooks_table, removal_notes
+from twisted_hook.cli.tables import show_tables
 from twisted_hook.config import Config, ConfigError, HookConfig, Mentions, read
 from twisted_hook.configfile import DEFAULT_NAME
 from twisted_hook.redaction import clean

@@ -12,7 +12,7 @@ import secrets
 import subprocess
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -253,9 +253,11 @@ class _Origin:
 
     @classmethod
     def of(cls, app: AppConfig | None) -> _Origin | None:
-        ambient = Ambient.from_environ(os.environ)
-        if app is None or app.path is None:
-            return cls(ambient, app.repository, None) if app and app.repository else None
+        if app is None:
+            return None
+        ambient = replace(Ambient.from_environ(os.environ), deploy_key=app.deploy_key)
+        if app.path is None:
+            return cls(ambient, app.repository, None) if app.repository else None
         try:
             clone = look_at_clone(ambient, app.path)
         except NotUsable:

@@ -1,4 +1,4 @@
-"""``hookdeploy status``: what runs, what waits, and which secret of each hook has verified when.
+"""``hookdeploy status``: what runs, what happens now, what failed last, and which secrets have verified when.
 
 Shows what the API says, and nothing else; what comes from a commit or a message is cleaned on its way to a terminal.
 """
@@ -6,34 +6,34 @@ Shows what the API says, and nothing else; what comes from a commit or a message
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from twisted_hook.cli.client import app_path, running_server, server_options
-from twisted_hook.cli.follow import Answer
-from twisted_hook.redaction import clean
+from twisted_hook.cli.client import Api, app_argument, app_path, running_server, server_options
+from twisted_hook.cli.follow import BAD_ENDS, GOOD_ENDS, Answer, commit
+from twisted_hook.cli.tables import add, ago, show_tables, span, table_of
 
-WHOLE = 1000
-"""Columns where no terminal has to be fitted: nothing is cut off for who reads it later."""
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+if TYPE_CHECKING:
+    from rich.table import Table
+
 REMOVABLE = "can be removed"
 NEVER = "never"
+LOOKED_AT = 30
+"""Deployments of an app among which the last one that came to something is looked for."""
 
 
 @click.command()
-@click.argument("app", required=False)
+@app_argument
 @server_options
 def status(*, app: str | None, config: Path | None, state: Path | None, as_json: bool) -> None:
-    """Show what runs and what waits, of all apps or of APP, and which secrets have verified a delivery.
+    """Show what runs since when, what happens now and why the last deployment failed, of all apps or of APP.
 
-    Exits with 3 if no server runs.
+    And which secrets have verified a delivery. Exits with 3 if no server runs.
     """
     with running_server(config, state, as_json=as_json) as api:
         found = api.get("/apps") if app is None else api.get(app_path(api, app))
@@ -41,55 +41,56 @@ def status(*, app: str | None, config: Path | None, state: Path | None, as_json:
             click.echo(json.dumps(found))
             return
         now = datetime.now(UTC)
+        shown = [Shown(each, _newest(api, each)) for each in (found if app is None else [found])]
         if app is not None:
-            show_tables(apps_table([found], now), notes=(*_notes([found]), *_kept(found)))
+            show_tables(apps_table(shown, now), notes=(*_notes(shown, now), *_kept(found)))
             return
         hooks = api.get("/hooks")
-        show_tables(apps_table(found, now), hooks_table(hooks, now), notes=(*_notes(found), *removal_notes(hooks)))
+        show_tables(apps_table(shown, now), hooks_table(hooks, now), notes=(*_notes(shown, now), *removal_notes(hooks)))
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An app, and the newest of its deployments first."""
+
+    app: Answer
+    deployments: Sequence[Answer]
+
+    @property
+    def running(self) -> Answer | None:
+        return next((each for each in self.deployments if each["id"] == self.app["running"]), None)
+
+    @property
+    def last_failure(self) -> Answer | None:
+        """The last deployment that came to something, if that was nothing good."""
+        words = (*BAD_ENDS, "deployed")
+        last = next((each for each in self.deployments if each["outcome"] in words), None)
+        return None if last is None or last["outcome"] in GOOD_ENDS else last
+
+    @property
+    def since(self) -> str | None:
+        """Since when it is as it is: its server, or what was deployed where there is none."""
+        if self.app["server"]:
+            return str(self.app["server"]["since"])
+        found = (each for each in self.deployments if each["release"] == self.app["release"])
+        return next((str(each["finished_at"]) for each in found if each["outcome"] == "deployed"), None)
+
+
+def _newest(api: Api, app: Answer) -> Sequence[Answer]:
+    found: Sequence[Answer] = api.get("/deployments", app=app["name"], limit=LOOKED_AT)
+    return found
 
 
 # --- tables
 
 
-def show_tables(*tables: Table, notes: Sequence[str] = ()) -> None:
-    """Print them as wide as the terminal is, and whole where there is none; then the notes."""
-    width = None if sys.stdout.isatty() else WHOLE
-    console = Console(highlight=False, markup=False, emoji=False, width=width)
-    for place, table in enumerate(tables):
-        if place:
-            console.print()
-        console.print(table)
-    if notes:
-        console.print()
-    for note in notes:
-        console.print(_line(note), soft_wrap=True, no_wrap=False, overflow="ignore")
-
-
-def _table(*columns: str, shrinks: str) -> Table:
-    """A table without a frame, of which one column gives way where the terminal is narrow."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, no_wrap=column != shrinks)  # rich narrows what may be wrapped first
-    return table
-
-
-def _line(text: object) -> Text:
-    """A text in one line, without what a terminal would obey."""
-    return Text(" ".join(clean(str(text)).split()), no_wrap=True, overflow="ellipsis")
-
-
-def _add(table: Table, *cells: object) -> None:
-    table.add_row(*(_line(cell) for cell in cells))
-
-
-def apps_table(apps: Sequence[Answer], now: datetime) -> Table:
+def apps_table(apps: Sequence[Shown], now: datetime) -> Table:
     """A row for each app."""
-    table = _table("app", "state", "since", "revision", "subject", "lane", shrinks="subject")
-    for app in apps:
-        server = app["server"] or {}
-        since = ago(server.get("since"), now) if server else ""
+    table = table_of("app", "state", "since", "revision", "subject", "lane", shrinks="subject")
+    for each in apps:
+        app, since = each.app, each.since
         revision = (app["revision"] or "")[:7]
-        _add(table, app["name"], _state(app), since, revision, app["subject"] or "", _lane(app))
+        add(table, app["name"], _state(app), ago(since, now), revision, app["subject"] or "", _lane(app))
     return table
 
 
@@ -105,18 +106,37 @@ def _lane(app: Answer) -> str:
     return ", ".join(word for word, key in told if app[key])
 
 
-def _notes(apps: Sequence[Answer]) -> Iterator[str]:
-    for app in apps:
-        for key, words in (("running", "runs"), ("waiting", "waits")):
-            if app[key]:
-                yield f"{app['name']}: deployment {app[key]} {words}"
-    yield from _reasons(apps)
+def _notes(apps: Sequence[Shown], now: datetime) -> Iterator[str]:
+    """What happens now, and what is wrong: a line for each."""
+    for each in apps:
+        name = each.app["name"]
+        if each.app["running"]:
+            yield f"{name}: deployment {each.app['running']} runs{_progress(each.running, now)}"
+        if each.app["waiting"]:
+            until = f" until: hookdeploy resume {name}" if each.app["paused"] and not each.app["running"] else ""
+            yield f"{name}: deployment {each.app['waiting']} waits{until}"
+        if each.app["server"] and each.app["server"]["reason"]:
+            yield f"{name}: {each.app['server']['reason']}"
+        if each.last_failure is not None:
+            yield _failure(each.last_failure, now)
 
 
-def _reasons(apps: Sequence[Answer]) -> Iterator[str]:
-    for app in apps:
-        if app["server"] and app["server"]["reason"]:
-            yield f"{app['name']}: {app['server']['reason']}"
+def _progress(deployment: Answer | None, now: datetime) -> str:
+    """What it is at, for how long, and which commit it is."""
+    if deployment is None:
+        return ""
+    entered = deployment["phases"][-1]["at"] if deployment["phases"] else deployment["queued_at"]
+    length = span((now - datetime.fromisoformat(entered)).total_seconds())
+    which = f", {commit(deployment)}" if deployment["revision"] else ""
+    return f": {deployment['phase']} for {length} ({deployment['trigger']}){which}"
+
+
+def _failure(deployment: Answer, now: datetime) -> str:
+    reason = deployment["reason"].partition("\n")[0]
+    which = f" of {deployment['revision'][:7]}" if deployment["revision"] else ""
+    what = f"{deployment['app']}: the last deployment{which} {deployment['outcome'].replace('_', ' ')}"
+    when = ago(deployment["finished_at"], now)
+    return f"{what} {when}, {deployment['phase']}: {reason} (hookdeploy why {deployment['id']})"
 
 
 def _kept(app: Answer) -> Iterator[str]:
@@ -127,13 +147,13 @@ def _kept(app: Answer) -> Iterator[str]:
 
 def hooks_table(hooks: Sequence[Answer], now: datetime) -> Table:
     """A row for each secret; the hook is named in the first of its rows."""
-    table = _table("hook", "path", "forge", "secret", "last verified", "", shrinks="secret")
+    table = table_of("hook", "path", "forge", "secret", "last verified", "", shrinks="secret")
     for hook in hooks:
         for place, secret in enumerate(hook["secrets"]):
             named = ("", "", "") if place else (hook["name"], hook["path"], hook["forge"])
             at = secret["last_verified_at"]
             removable = REMOVABLE if is_replaced(hook["secrets"], place) else ""
-            _add(table, *named, secret["source"], ago(at, now) if at else NEVER, removable)
+            add(table, *named, secret["source"], ago(at, now) if at else NEVER, removable)
     return table
 
 
@@ -151,12 +171,3 @@ def removal_notes(hooks: Sequence[Answer]) -> Iterator[str]:
     """What to know before a secret is removed."""
     if any(is_replaced(hook["secrets"], place) for hook in hooks for place in range(len(hook["secrets"]))):
         yield f"{REMOVABLE}: a newer secret has verified since; make sure that every webhook at the forge has that one"
-
-
-def ago(at: str | None, now: datetime) -> str:
-    """How long ago a time of the API's was, in one unit."""
-    if at is None:
-        return ""
-    seconds = max(0, int((now - datetime.fromisoformat(at)).total_seconds()))
-    size, unit = next(((size, unit) for size, unit in _UNITS if seconds >= size), (1, "s"))
-    return f"{seconds // size} {unit} ago"

@@ -12,14 +12,21 @@ from typing import Any, NoReturn
 from urllib.parse import quote
 
 import click
-from rich.console import Console
 
 from twisted_hook.cli import FAILED
-from twisted_hook.cli.client import Api, ApiError, NotRunning, app_path, path_of, running_server, server_options
-from twisted_hook.cli.follow import GOOD_ENDS, Answer, Progress, bad_end, commit, follow, good_end
+from twisted_hook.cli.client import (
+    Api,
+    ApiError,
+    NotRunning,
+    app_argument,
+    app_path,
+    path_of,
+    running_server,
+    server_options,
+)
+from twisted_hook.cli.follow import GOOD_ENDS, Answer, Progress, bad_end, commit, follow, good_end, usual_of
 from twisted_hook.redaction import clean
 
-app_argument = click.argument("app", required=False)
 detach_option = click.option("--detach", is_flag=True, help="Do not wait for the end.")
 
 
@@ -149,7 +156,10 @@ def _say_that_it_waits(deployment: Answer, *, as_json: bool) -> None:
 
 def _follow(api: Api, ends: list[Answer], place: int, *, as_json: bool) -> None:
     """Follow the one at this place of ``ends``, and put there how it was at the last look."""
-    progress = Progress(Console(highlight=False, markup=False, soft_wrap=True, quiet=as_json))
+    from rich.console import Console
+
+    say = Console(highlight=False, markup=False, emoji=False, soft_wrap=True, quiet=as_json)
+    progress = Progress(say, lambda deployment: usual_of(api, deployment))
     try:
         ends[place] = follow(api, ends[place], progress.tell)
     except (KeyboardInterrupt, NotRunning, ApiError):
@@ -165,6 +175,7 @@ def _say_end(api: Api, deployment: Answer) -> None:
         click.echo(good_end(deployment))
     else:
         click.echo(bad_end(deployment, api.get(path_of(deployment["app"])), api.state), err=True)
+        click.echo(clean(f"What to do: hookdeploy why {deployment['id']}"), err=True)
 
 
 def _leave(ends: Sequence[Answer], in_json: Callable[[Sequence[Answer]], object], *, as_json: bool) -> NoReturn:
