@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -31,6 +33,15 @@ raise RuntimeError(os.environ["DATABASE_PASSWORD"] + os.environ["API_TOKEN"])
 """
 
 
+TELLS_WHEN_ASKED = """
+import os, signal, sys
+def application(environ, start_response):
+    print("last words:", os.environ["DATABASE_PASSWORD"], file=sys.stderr, flush=True)
+    os.kill(os.getppid(), signal.SIGKILL)
+    os._exit(1)
+"""
+
+
 @pytest.fixture
 def hookdeploy(tmp_path: Path, origin: Origin) -> Iterator[Hookdeploy]:
     """One whose build prints every secret that it knows, and fails while there is a file ``broken``; not started."""
@@ -50,7 +61,7 @@ def declare(directory: Path, password: str) -> None:
 
 
 def shown(hookdeploy: Hookdeploy, *deployments: str) -> dict[str, bytes]:
-    """All that a person can come to see: every answer of the API, twistd's log, and every file of the state.
+    """All that a person can come to see: every answer of the API, the metrics, twistd's log, every file of the state.
 
     But for the servers' own logs, into which gunicorn itself writes, and for the records of running servers, which
     hold their environment: the next hookdeploy starts them again with it. Nobody else can read either.
@@ -58,6 +69,7 @@ def shown(hookdeploy: Hookdeploy, *deployments: str) -> dict[str, bytes]:
     answers = {path: json.dumps(hookdeploy.api(path)) for path in LISTS}
     answers |= {f"/deployments/{each}": json.dumps(hookdeploy.api(f"/deployments/{each}")) for each in deployments}
     answers |= {f"/deployments/{each}/log": hookdeploy.log_of(each) for each in deployments}
+    answers["the metrics"] = hookdeploy.metrics()
     answers["twistd's log"] = hookdeploy.log
     found = {file for file in hookdeploy.state.rglob("*") if file.is_file()}
     own = {*hookdeploy.state.glob("logs/*.server.log"), *hookdeploy.state.glob("apps/*/servers/*")}
@@ -73,8 +85,10 @@ def leaks(hookdeploy: Hookdeploy, *deployments: str) -> list[str]:
     return [f"{canary} in {name}" for name, data in said.items() for canary in canaries if canary.encode() in data]
 
 
-def test_what_a_failing_build_prints_is_masked_everywhere(hookdeploy: Hookdeploy) -> None:
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_a_failing_build_prints_is_masked_everywhere(hookdeploy: Hookdeploy, log_format: str) -> None:
     """P80, P75: one secret is in the env_file, the other one on the command line."""
+    hookdeploy.change_environ({"HOOKDEPLOY_LOG_FORMAT": log_format})
     (hookdeploy.directory / "broken").touch()
     hookdeploy.start()
     done = hookdeploy.first()
@@ -109,6 +123,20 @@ def test_a_secret_that_was_changed_is_masked_in_the_next_deployment(hookdeploy: 
     for deployment in (first, second, third):
         assert "file: [secret], command: [secret]" in hookdeploy.log_of(deployment["id"])
     assert leaks(hookdeploy, *(each["id"] for each in (first, second, third))) == []
+
+
+def test_what_a_server_says_as_it_dies_is_masked_after_a_reload_too(hookdeploy: Hookdeploy, origin: Origin) -> None:
+    """P80: it still has the secret that has been changed since."""
+    origin.push({"wsgi.py": TELLS_WHEN_ASKED})
+    hookdeploy.start()
+    assert hookdeploy.first()["outcome"] == "deployed"
+    declare(hookdeploy.directory, ROTATED)
+    os.kill(hookdeploy.pid, signal.SIGHUP)
+    hookdeploy.wait_for_log("the configuration was read again")
+    hookdeploy.page()
+    hookdeploy.wait_for_log("the server ended by itself")
+    hookdeploy.wait_for_log("last words: [secret]")
+    assert leaks(hookdeploy) == []
 
 
 class Telltale(BaseHTTPRequestHandler):
