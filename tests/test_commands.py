@@ -10,6 +10,7 @@ import shlex
 import socket
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -369,3 +370,18 @@ def test_git_finds_the_file_and_the_directory_of_any_name(objects: Path, name: s
     assert git(*differing(empty, whole, (name + end,))).returncode == 1
     assert git(*differing(empty, whole, ("!" + name + end,))).returncode == 0
     assert git(*differing(empty, whole, ("somewhere else",))).returncode == 0
+
+
+class TheDeployKey(SynchronousTestCase):
+    """With which key ssh shows who we are."""
+
+    def test_ssh_shows_it_and_no_other(self) -> None:
+        """GitHub takes the first key that it knows, and then refuses the repository to which that does not belong."""
+        ambient = replace(AMBIENT, deploy_key=Path("/etc/it's mine/key"))
+        words = shlex.split(Git(ambient, Path("/m.git"), "ssh").environment()["GIT_SSH_COMMAND"])
+        self.assertEqual(words[-3:], ["-oIdentitiesOnly=yes", "-i", "/etc/it's mine/key"])
+
+    def test_without_one_ssh_finds_it_by_itself(self) -> None:
+        words = shlex.split(Git(AMBIENT, Path("/m.git"), "ssh").environment()["GIT_SSH_COMMAND"])
+        self.assertNotIn("-i", words)
+        self.assertNotIn("-oIdentitiesOnly=yes", words)

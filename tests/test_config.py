@@ -20,6 +20,7 @@ from twisted_hook.config import (
     AppConfig,
     Config,
     ConfigError,
+    DashboardConfig,
     Fault,
     ServerConfig,
     StepConfig,
@@ -28,7 +29,7 @@ from twisted_hook.config import (
     read,
     read_environment,
 )
-from twisted_hook.configschema import AppTable, HookTable, ServerTable
+from twisted_hook.configschema import AppTable, DashboardTable, HookTable, ServerTable
 
 BASE = Path("/etc/hookdeploy")
 
@@ -55,6 +56,7 @@ history = "30d"
 history_rows = 5000
 [dashboard]
 listen = ["tcp:8001:interface=127.0.0.1"]
+hosts = ["Deploy.example.com"]
 [hooks.github]
 forge = "github"
 secrets = [{ file = "hook.secret" }, { env = "OLD_SECRET" }]
@@ -149,7 +151,7 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual((config.apps["blog"], config.server), (plain, ServerConfig()))
 
     def test_everything_that_is_available_is_understood(self) -> None:
-        config = parse(EVERYTHING.replace('listen = ["tcp:8001:interface=127.0.0.1"]', ""), BASE)
+        config = parse(EVERYTHING, BASE)
         app = config.apps["blog"]
         self.assertEqual(config.server.public_url, "https://deploy.example.com")
         self.assertEqual(config.server.trusted_proxies, ("127.0.0.1/32",))
@@ -220,14 +222,18 @@ class MeaningTests(SynchronousTestCase):
         self.assertEqual(set(found), {"apps.blog.shared", "apps.blog.user"})
         self.assertTrue(all('mode = "release" only' in message for message in found.values()))
 
-    def test_what_the_interface_promises_for_later_is_answered_key_by_key(self) -> None:
-        found = faults_of(EVERYTHING)
-        self.assertEqual(set(found.values()), {"is not available yet"})
-        self.assertEqual(set(found), {"dashboard.listen"})
+    def test_the_dashboard_has_endpoints_and_names(self) -> None:
+        dashboard = parse(EVERYTHING, BASE).dashboard
+        self.assertEqual(dashboard.listen, ("tcp:8001:interface=127.0.0.1",))
+        self.assertEqual(dashboard.hosts, ("deploy.example.com",))
+        self.assertEqual(parse(SMALLEST, BASE).dashboard, DashboardConfig())
+        for bad in ("deploy.example.com:80", "https://x", "*", "", "a..b"):
+            found = faults_of(with_server("").replace("[hooks", f'[dashboard]\nhosts = ["{bad}"]\n[hooks'))
+            self.assertEqual(list(found), ["dashboard.hosts[0]"], bad)
 
-    def test_keys_for_later_that_ask_for_nothing_are_good(self) -> None:
-        nothing = "paths = []\n"
-        parse(with_server("trusted_proxies = []").replace("[hooks", "[dashboard]\nlisten = []\n[hooks") + nothing, BASE)
+    def test_the_dashboard_has_a_port_of_its_own(self) -> None:
+        text = with_server("").replace("[hooks", '[dashboard]\nlisten = ["tcp:8000:interface=127.0.0.1"]\n[hooks')
+        self.assertIn("is taken by server.listen[0] already", faults_of(text)["dashboard.listen[0]"])
 
     def test_an_app_with_a_secret_of_its_own_gets_a_hook_of_its_own(self) -> None:
         config = parse(SMALLEST.replace('hook = "github"', 'secret = { credential = "blog" }'), BASE)
@@ -942,6 +948,7 @@ class EnvironmentTests(SynchronousTestCase):
                 "APP_BIND": "unix:x.sock",
                 "APP_POLL": "30s",
                 "HOOK_LISTEN": "tcp:9000",
+                "DASHBOARD_LISTEN": "tcp:9001:interface=127.0.0.1",
                 "HOOKDEPLOY_STATE": "state",
             },
             Path("/srv"),
@@ -950,6 +957,7 @@ class EnvironmentTests(SynchronousTestCase):
         self.assertEqual((app.path, config.state), (Path("/srv/blog"), Path("/srv/state")))
         self.assertEqual((app.wsgi, app.bind, app.poll), ("a.b:c", "unix:/srv/x.sock", 30.0))
         self.assertEqual((config.server.listen, config.hooks[0].allow_sha1), (("tcp:9000",), True))
+        self.assertEqual(config.dashboard.listen, ("tcp:9001:interface=127.0.0.1",))
 
     def test_every_fault_names_its_variable(self) -> None:
         """P09: an empty secret is no secret."""
@@ -961,7 +969,7 @@ class EnvironmentTests(SynchronousTestCase):
                     "APP_MODULE": "wsgi.py",
                     "APP_BIND": "8080",
                     "HOOK_LISTEN": "8000",
-                    "DASHBOARD_LISTEN": "tcp:8001",
+                    "DASHBOARD_LISTEN": "8001",
                 }
             )
         said = {fault.path: fault.message for fault in caught.exception.faults}
@@ -979,7 +987,7 @@ class EnvironmentTests(SynchronousTestCase):
         )
         self.assertIn("is empty", said["GITHUB_SECRET"])
         self.assertIn("is not set", said["REPO_PATH"])
-        self.assertEqual(said["DASHBOARD_LISTEN"], "is not available yet")
+        self.assertIn("must be a Twisted endpoint", said["DASHBOARD_LISTEN"])
 
     def test_a_directory_without_usable_letters_is_called_app(self) -> None:
         self.assertEqual(list(from_environment({"GITHUB_SECRET": "x", "REPO_PATH": "/srv/ü"}).apps), ["app"])
@@ -1001,6 +1009,7 @@ class DocumentationTests(SynchronousTestCase):
 
     def test_every_key_is_documented_and_no_other(self) -> None:
         self.assertEqual(self.documented("server"), set(ServerTable.model_fields))
+        self.assertEqual(self.documented("dashboard"), set(DashboardTable.model_fields))
         self.assertEqual(self.documented("hooks.<name>"), set(HookTable.model_fields))
         # A secret of the app's own is told of with the hook.
         self.assertEqual(self.documented("apps.<name>"), set(AppTable.model_fields) - {"secret"})

@@ -175,6 +175,16 @@ def endpoint_address(value: str) -> Address | None:
     return None if number is None else (_plain_host(arguments.get("interface", "")), number)
 
 
+def web_address(value: str) -> str:
+    """What to type into a browser on this machine for an endpoint; the endpoint itself where there is no such thing."""
+    address = endpoint_address(value)
+    if address is None or not address[1]:
+        return value
+    host, port = address[0] or "localhost", address[1]
+    scheme = "https" if _inner(value).partition(":")[0] in ("ssl", "tls") else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
 def _plain_host(host: str) -> str:
     return {"0.0.0.0": "", "::": "", "localhost": "127.0.0.1"}.get(host, host)  # noqa: S104 - recognised, not bound
 

@@ -70,6 +70,8 @@ class Ambient:
     lang: str
     ssh_auth_sock: str | None
     proxies: Mapping[str, str]
+    deploy_key: Path | None = None
+    """The private key with which ssh, and that alone, is to show who we are; None leaves it to ssh."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Ambient:
@@ -120,7 +122,7 @@ class Git:
             "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_TERMINAL_PROMPT": "0",
             "GIT_ALLOW_PROTOCOL": self.protocols,
-            "GIT_SSH_COMMAND": _SSH,
+            "GIT_SSH_COMMAND": self._ssh(),
             "GIT_COMMITTER_NAME": "hookdeploy",
             "GIT_COMMITTER_EMAIL": "hookdeploy@localhost",
             "GIT_EDITOR": "true",
@@ -129,6 +131,11 @@ class Git:
         if self.ambient.ssh_auth_sock:
             environment["SSH_AUTH_SOCK"] = self.ambient.ssh_auth_sock
         return environment
+
+    def _ssh(self) -> str:
+        """git has a shell execute it. A forge takes the first key that it knows, be it of another repository."""
+        key = self.ambient.deploy_key
+        return _SSH if key is None else f"{_SSH} -oIdentitiesOnly=yes -i {shlex.quote(str(key))}"
 
 
 def protocols_of(url: str) -> str:

@@ -34,6 +34,7 @@ __all__ = [
     "AppConfig",
     "Config",
     "ConfigError",
+    "DashboardConfig",
     "Fault",
     "HookConfig",
     "Mention",
@@ -44,15 +45,16 @@ __all__ = [
     "ServerConfig",
     "StepConfig",
     "from_environment",
+    "least_free",
     "parse",
     "read",
     "read_environment",
 ]
 
-_VARIABLES_NOT_AVAILABLE_YET = ("DASHBOARD_LISTEN",)
-
 USUAL_POLL = 300.0
 """Seconds between two looks at a remote, where nothing else is said."""
+USUAL_FLOOR = 256 * 1024**2
+"""Bytes that must be free before a deployment begins; on a small disk, a twentieth of it."""
 _T = TypeVar("_T")
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -90,6 +92,16 @@ class ServerConfig:
     """Seconds for which the journal keeps what has ended."""
     history_rows: int = 10_000
     """How many deliveries, and how many deployments, the journal keeps at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class DashboardConfig:
+    """The door of the API and of the pages; without endpoints there is only the unix socket."""
+
+    listen: tuple[str, ...] = ()
+    """Twisted endpoint strings, their paths absolute."""
+    hosts: tuple[str, ...] = ()
+    """The names under which it may be reached, beside ``localhost`` and that of the public URL; in lower case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +160,8 @@ class AppConfig:
     """The name of its ``HookConfig``."""
     repository: str | None = None
     """What git fetches from; in place it is the clone's own origin."""
+    deploy_key: Path | None = None
+    """The private key with which ssh reads it; None is any that ssh finds by itself."""
     names: tuple[str, ...] = ()
     """What deliveries may call the repository; none means any name."""
     branch: str | None = None
@@ -205,6 +219,7 @@ class Config:
     hooks: tuple[HookConfig, ...]
     apps: Mapping[str, AppConfig]
     """By name, in the order of the file."""
+    dashboard: DashboardConfig = DashboardConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +260,11 @@ class Reading:
     config: Config | None
     faults: tuple[Fault, ...]
     mentions: Mentions
+
+
+def least_free(min_free: int | None, total: int) -> int:
+    """Bytes that must be free before a deployment begins, on a disk of ``total`` bytes."""
+    return min(USUAL_FLOOR, total // 20) if min_free is None else min_free
 
 
 def parse(text: str, base: Path) -> Config:
@@ -310,7 +330,8 @@ def _config(file: FileTable) -> Config:
     hooks = [_hook(name, table) for name, table in file.hooks.items()]
     hooks += [_own_hook(name, table.secret) for name, table in file.apps.items() if table.secret is not None]
     apps = {name: _app(name, table) for name, table in file.apps.items()}
-    return Config(file.state, _server(file.server), tuple(hooks), MappingProxyType(apps))
+    dashboard = DashboardConfig(tuple(file.dashboard.listen), tuple(file.dashboard.hosts))
+    return Config(file.state, _server(file.server), tuple(hooks), MappingProxyType(apps), dashboard)
 
 
 def _server(table: ServerTable) -> ServerConfig:
@@ -357,6 +378,7 @@ def _app(name: str, table: AppTable) -> AppConfig:
         name=name,
         hook=table.hook or name,
         repository=table.repository,
+        deploy_key=table.deploy_key,
         names=tuple(table.names or default_names),
         branch=table.branch,
         tag=table.tag,
@@ -486,10 +508,6 @@ def _plain_door(value: str, base: Path) -> str:
     return addresses.endpoint(value, base)
 
 
-def _not_yet(_value: str) -> None:
-    raise ValueError("is not available yet")
-
-
 def app_name(directory: str) -> str:
     """The name of an app that is to be called as a directory or a repository is."""
     return re.sub(r"[^a-z0-9_-]+", "-", directory.lower()).strip("-_")[:64] or "app"
@@ -504,8 +522,7 @@ def read_environment(environ: Mapping[str, str], base: Path = Path()) -> Reading
     if state is None and app.path is not None:
         state = app.path.parent / f".hookdeploy-{app.name}"
     listen = variables.optional("HOOK_LISTEN", lambda value: _plain_door(value, base)) or "tcp:8000"
-    for later in _VARIABLES_NOT_AVAILABLE_YET:
-        variables.optional(later, _not_yet)
+    dashboard = variables.optional("DASHBOARD_LISTEN", lambda value: _plain_door(value, base))
     mentions = Mentions(
         state=Mention("HOOKDEPLOY_STATE", state) if state else None,
         secrets=hook.secrets if environ.get("GITHUB_SECRET") else (),
@@ -513,7 +530,8 @@ def read_environment(environ: Mapping[str, str], base: Path = Path()) -> Reading
     )
     if state is None or variables.faults:
         return Reading(None, tuple(variables.faults), mentions)
-    config = Config(state, ServerConfig((listen,)), (hook,), MappingProxyType({app.name: app}))
+    shown = DashboardConfig((dashboard,) if dashboard else ())
+    config = Config(state, ServerConfig((listen,)), (hook,), MappingProxyType({app.name: app}), shown)
     return Reading(config, (), mentions)
 
 

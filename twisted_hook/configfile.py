@@ -14,7 +14,7 @@ from ipaddress import ip_network
 from pathlib import Path
 from types import MappingProxyType
 
-from twisted_hook import exposure
+from twisted_hook import DEFAULT_NAME, exposure
 from twisted_hook.accounts import NoSuchAccount, account_of
 from twisted_hook.config import (
     AppConfig,
@@ -37,7 +37,6 @@ from twisted_hook.survey import PASSABLE, Survey, check_state, content, read_env
 
 __all__ = ["DEFAULT_NAME", "Settings", "load", "prepare_state", "read_env_file"]
 
-DEFAULT_NAME = "hookdeploy.toml"
 _STATE_DIRECTORIES = ("mirrors", "apps", "logs")
 SHORTEST_REDACTED = 8
 """Characters: shorter values of variables are no secrets, and would be masked all over the place."""
@@ -210,6 +209,7 @@ def _unread(config: Config, environ: Mapping[str, str]) -> Iterator[str]:
 
 def _warnings(config: Config, hooks: Iterable[Hook], path: Path | None) -> Iterator[str]:
     yield from exposure.warnings(config.server, hooks, from_file=path is not None)
+    yield from exposure.warnings_of_dashboard(config.dashboard, from_file=path is not None)
     if config.server.history < REPEATS:
         yield (
             "server.history: a forge may deliver a push again for three days, and what the journal has let go of by "

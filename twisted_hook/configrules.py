@@ -1,4 +1,4 @@
-"""What hookdeploy.toml must be beyond its shape: rules about two keys at once, and what is not served yet.
+"""What hookdeploy.toml must be beyond its shape: rules about two keys at once.
 
 Pure. Rules look at the file as it is written, and not at the models: so they speak also when something else is wrong.
 """
@@ -8,18 +8,9 @@ from __future__ import annotations
 import difflib
 import os.path
 from collections.abc import Callable, Iterator, Mapping
-from types import MappingProxyType
 
 from twisted_hook import addresses, configvalues
 from twisted_hook.configschema import Fault, key_path
-
-# Keys that the interface promises and this version does not serve yet: where, and which values ask for nothing.
-# A capability that arrives deletes its line.
-NOT_AVAILABLE_YET: Mapping[tuple[str, ...], tuple[object, ...]] = MappingProxyType(
-    {
-        ("dashboard", "listen"): ([],),
-    }
-)
 
 CLAIMED = (
     "whoever connects there may claim to come from any address: say whose word counts, "
@@ -127,11 +118,21 @@ def _only_github_publishes_where_it_is(raw: Mapping[str, object]) -> Iterator[Fa
 
 
 def _claims_of_origin_are_judged(raw: Mapping[str, object]) -> Iterator[Fault]:
-    server = table_in(raw, "server")
-    listen = server.get("listen")
-    for place, endpoint in enumerate(listen if isinstance(listen, list) else ()):
-        if isinstance(endpoint, str) and addresses.is_claimed(endpoint) and not server.get("trusted_proxies"):
-            yield Fault(key_path(("server", "listen", place)), CLAIMED)
+    if table_in(raw, "server").get("trusted_proxies"):
+        return
+    for where, endpoint in _endpoints(raw):
+        if addresses.is_claimed(endpoint):
+            yield Fault(where, CLAIMED)
+
+
+def _endpoints(raw: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """Where we listen ourselves, each endpoint behind its key path."""
+    usual: Mapping[str, object] = {"server": ["tcp:8000"], "dashboard": []}
+    for section in ("server", "dashboard"):
+        listen = table_in(raw, section).get("listen", usual[section])
+        for place, endpoint in enumerate(listen if isinstance(listen, list) else ()):
+            if isinstance(endpoint, str):
+                yield key_path((section, "listen", place)), endpoint
 
 
 def _servers_are_of_one_kind(raw: Mapping[str, object]) -> Iterator[Fault]:
@@ -184,31 +185,27 @@ def _clones_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
 
 
 def _sockets_differ(raw: Mapping[str, object]) -> Iterator[Fault]:
-    taken: list[tuple[str, object, addresses.Address | None]] = []
-    listen = table_in(raw, "server").get("listen", ["tcp:8000"])
-    for place, endpoint in enumerate(listen if isinstance(listen, list) else ()):
-        if isinstance(endpoint, str):
-            address = addresses.endpoint_address(endpoint)
-            taken.append((key_path(("server", "listen", place)), endpoint, address))
+    taken: list[tuple[str, str, addresses.Address | None]] = []
+    for where, endpoint in _endpoints(raw):
+        address = addresses.endpoint_address(endpoint)
+        other = next((each for each, text, at in taken if _collide(endpoint, address, text, at)), None)
+        if other is not None and where.startswith("dashboard.") and not other.startswith("dashboard."):
+            yield Fault(where, f"{configvalues.shown(endpoint)} is taken by {other} already")
+        taken.append((where, endpoint, address))
     for app, table in tables(raw, "apps"):
         bind = table.get("bind", "127.0.0.1:8080" if "wsgi" in table else None)
         if table.keys().isdisjoint(("wsgi", "command")) or not isinstance(bind, str):
             continue
         where, address = key_path(("apps", app, "bind")), addresses.bound_address(bind)
         for other, text, other_address in taken:
-            collide = address and other_address and addresses.collide(address, other_address)
-            if collide or (address is None and text == bind):
+            if _collide(bind, address, text, other_address):
                 yield Fault(where, f"{configvalues.shown(bind)} is taken by {other} already")
         taken.append((where, bind, address))
 
 
-def _not_available_yet(raw: Mapping[str, object]) -> Iterator[Fault]:
-    for (section, *keys), harmless in NOT_AVAILABLE_YET.items():
-        named = tables(raw, section) if keys[0] == "*" else [("", table_in(raw, section))]
-        for name, table in named:
-            if keys[-1] in table and table[keys[-1]] not in harmless:
-                where = (section, name, keys[-1]) if name else (section, keys[-1])
-                yield Fault(key_path(where), "is not available yet")
+def _collide(one: str, at: addresses.Address | None, other: str, other_at: addresses.Address | None) -> bool:
+    """Whether two sockets are one, by their text where that says no address."""
+    return addresses.collide(at, other_at) if at and other_at else at is None and one == other
 
 
 _RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
@@ -223,5 +220,4 @@ _RULES: tuple[Callable[[Mapping[str, object]], Iterator[Fault]], ...] = (
     _shared_paths_lie_apart,
     _clones_differ,
     _sockets_differ,
-    _not_available_yet,
 )

@@ -137,6 +137,7 @@ class ServerTable(Table):
 
 class DashboardTable(Table):
     listen: list[Annotated[str, _placed(addresses.endpoint)]] = []
+    hosts: list[Annotated[str, AfterValidator(values.host_name)]] = []
 
 
 class HookTable(Table):
@@ -158,6 +159,7 @@ class AppTable(Table):
     secret: Annotated[list[SecretTable], Field(min_length=1), BeforeValidator(_in_a_list)] | None = None
     repository: Annotated[str, _placed(values.repository)] | None = None
     names: Annotated[list[Annotated[str, AfterValidator(values.repository_name)]], Field(min_length=1)] | None = None
+    deploy_key: File | None = None
     branch: Annotated[str, AfterValidator(values.branch)] | None = None
     tag: Annotated[str, AfterValidator(values.tag)] | None = None
     paths: list[Annotated[str, AfterValidator(values.path_pattern)]] = []

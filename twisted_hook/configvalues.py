@@ -185,6 +185,13 @@ def health_path(value: str) -> str:
     return value
 
 
+def host_name(value: str) -> str:
+    """The name of a host, without a port, in lower case."""
+    if len(value) > 253 or not re.fullmatch(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", value):
+        raise ValueError(f'must be the name of a host such as "deploy.example.com", not {shown(value)}')
+    return value.lower()
+
+
 def public_url(value: str) -> str:
     """Where the hooks are reached from outside, without a slash at the end."""
     return _web_address(value, such_as="https://deploy.example.com")

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit
 
 from twisted_hook.addresses import is_of_this_machine, is_open_and_plain
-from twisted_hook.config import ServerConfig
+from twisted_hook.config import DashboardConfig, ServerConfig
 from twisted_hook.configvalues import UNIX
 from twisted_hook.forges.standard import PREFIX
 from twisted_hook.hooks import Hook
@@ -22,6 +22,16 @@ _CURE = (
 _CURE_WITHOUT_FILE = (
     "Put a proxy with TLS in front and set HOOK_LISTEN=tcp:8000:interface=127.0.0.1, or listen on ssl: or tls:"
 )
+
+
+def warnings_of_dashboard(dashboard: DashboardConfig, *, from_file: bool) -> Iterator[str]:
+    """The same of the dashboard's port."""
+    where = "dashboard.listen" if from_file else "DASHBOARD_LISTEN"
+    if plain := [listen for listen in dashboard.listen if is_open_and_plain(listen)]:
+        yield (
+            f"{where}: {', '.join(plain)} is plain HTTP, open to any network: whoever reads along can do all that you "
+            "can. Add :interface=127.0.0.1 and come by ssh -L or through a proxy with TLS, or listen on ssl: or tls:"
+        )
 
 
 def warnings(server: ServerConfig, hooks: Iterable[Hook], *, from_file: bool) -> Iterator[str]:
