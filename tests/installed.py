@@ -159,7 +159,15 @@ class Hookdeploy:
         self.directory = directory
         self.state = state or directory / "state"
         self.hook_path = hook_path
-        self.hook_port, self.app_port = free_port(), free_port()
+        self.hook_port, self.app_port, self.page_port = free_port(), free_port(), free_port()
+        self.through: tuple[str, ...] = ()
+        """The program, if any, that executes it."""
+        self.options: tuple[str, ...] = ()
+        """More of those for twistd."""
+        self.terminal: int | None = None
+        """The descriptor of one at which it is started; else what it says goes into its log."""
+        self.given: tuple[int, ...] = ()
+        """Descriptors that this program inherits."""
         self._environ = dict(environ or {})
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -174,11 +182,12 @@ class Hookdeploy:
             self.configure(config)
 
     def configure(self, config: str) -> None:
-        """Write hookdeploy.toml; HOOK_PORT, APP_PORT and DIRECTORY in it are this one's."""
+        """Write hookdeploy.toml; HOOK_PORT, APP_PORT, PAGE_PORT and DIRECTORY in it are this one's."""
         (self.directory / "hookdeploy.toml").write_text(self._filled(config))
 
     def _filled(self, text: str) -> str:
-        own = {"HOOK_PORT": self.hook_port, "APP_PORT": self.app_port, "DIRECTORY": self.directory}
+        ports = {"HOOK_PORT": self.hook_port, "APP_PORT": self.app_port, "PAGE_PORT": self.page_port}
+        own = {**ports, "DIRECTORY": self.directory}
         for name, value in own.items():
             text = text.replace(name, str(value))
         return text
@@ -201,13 +210,14 @@ class Hookdeploy:
         """Start it and wait until it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                (*TWISTD, "-n", "--pidfile=", "hookdeploy"),
+                (*self.through, *TWISTD, "-n", "--pidfile=", *self.options, "hookdeploy"),
                 cwd=self.directory,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=log if self.terminal is None else self.terminal,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                pass_fds=self.given,
             )
         until(self._answers, "answer at the door")
 
@@ -291,6 +301,12 @@ class Hookdeploy:
     def log_of(self, deployment: str) -> str:
         """What the commands of a deployment have printed."""
         return self._api.get(f"/deployments/{deployment}/log").text
+
+    def metrics(self, accept: str = "") -> str:
+        """What Prometheus reads."""
+        answer = self._api.get("http://localhost/metrics", headers={"Accept": accept})
+        assert answer.status_code == 200, answer.text
+        return answer.text
 
     def ended(self, deployment: str) -> Any:
         """A deployment, once it has ended."""

@@ -21,11 +21,13 @@ from twisted.internet.tcp import Port
 from twisted.python.failure import Failure
 from twisted.web.resource import IResource, Resource
 
+from twisted_hook import given
 from twisted_hook.certificates import BadCertificate
 from twisted_hook.entrance import Entrance, Plan, plan_of
 from twisted_hook.keeping import Keeper
+from twisted_hook.model import Refused
 from twisted_hook.process import Reactor
-from twisted_hook.site import GuardedSite, Limits, Screen
+from twisted_hook.site import GuardedSite, Limits, Screen, constant
 from twisted_hook.sockets import CannotListen
 
 KEPT = ("tcp:", "tcp6:", "unix:")
@@ -55,14 +57,22 @@ class _Listened:
 class Door:
     """One guarded site on any number of Twisted endpoints."""
 
-    def __init__(self, reactor: DoorReactor, *, keeper: Keeper, screen: Screen, limits: Limits) -> None:
+    def __init__(
+        self,
+        reactor: DoorReactor,
+        *,
+        keeper: Keeper,
+        screen: Screen,
+        limits: Limits,
+        says: Callable[[Refused], bytes] = constant,
+    ) -> None:
         self._reactor = reactor
         self._keeper = keeper
         self._listened: dict[str, _Listened] = {}
         """By the socket's own description, whatever is spoken there."""
         self._prepared: list[Callable[[], None]] = []
         self._open = False
-        self.site = GuardedSite(Resource(), screen=screen, reactor=reactor, limits=limits)
+        self.site = GuardedSite(Resource(), screen=screen, reactor=reactor, limits=limits, says=says)
 
     def take(self, descriptions: Iterable[str]) -> None:
         """Listen on the endpoints that it does not listen on yet, and read every certificate, which serves as soon as
@@ -78,8 +88,8 @@ class Door:
                     taken[plan.socket] = self._listen(description, plan)
         except CannotListen:
             self._prepared = []
-            for listened in taken.values():
-                listened.port.stopListening()
+            for name, listened in taken.items():
+                _stop_listening(name, listened)
             raise
         self._listened.update(taken)
 
@@ -117,7 +127,7 @@ class Door:
     async def keep_only(self, descriptions: Iterable[str]) -> None:
         """Stop listening on every endpoint but these."""
         for name in self._listened.keys() - {plan_of(description).socket for description in descriptions}:
-            await maybeDeferred(self._listened.pop(name).port.stopListening)
+            await maybeDeferred(_stop_listening, name, self._listened.pop(name))
 
     def _ports(self) -> list[Port]:
         return [each.port for each in self._listened.values() if isinstance(each.port, Port)]
@@ -137,7 +147,8 @@ class Door:
         except BadCertificate as error:
             raise CannotListen(f"{description}: {error}") from error
         except Exception as error:
-            raise CannotListen(f"cannot listen on {description}: {error}") from error
+            why = given.NOT_GIVEN if isinstance(error, LookupError) and given.is_given(plan.socket) else error
+            raise CannotListen(f"cannot listen on {description}: {why}") from error
         [result] = results
         if isinstance(result, Failure):
             raise CannotListen(f"cannot listen on {description}: {_why(result)}")
@@ -153,7 +164,20 @@ class Door:
                 family = listener.family
                 return AdoptedStreamServerEndpoint(self._reactor, listener.detach(), family)
         endpoint: IStreamServerEndpoint = serverFromString(self._reactor, name)
+        if isinstance(endpoint, AdoptedStreamServerEndpoint):
+            listener = given.copy_of(endpoint.fileno, endpoint.addressFamily)
+            return AdoptedStreamServerEndpoint(self._reactor, listener.detach(), endpoint.addressFamily)
         return endpoint
+
+
+def _stop_listening(name: str, listened: _Listened) -> object:
+    if not given.is_given(name) or not isinstance(listened.port, Port):
+        return listened.port.stopListening()
+    # Twisted would shut the socket down, and remove its path, for all who hold it: systemd goes on listening there.
+    listened.port.stopReading()
+    listened.port.socket.close()
+    listened.entrance.doStop()
+    return None
 
 
 def kept_name(description: str) -> str:

@@ -6,6 +6,7 @@ All that can be refused is refused in ``makeService``, before the process daemon
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import fcntl
 import gc
 import os
@@ -13,9 +14,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from twisted.application.service import Service
 from twisted.internet import reactor as global_reactor
@@ -24,23 +27,42 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.endpoints import UNIXServerEndpoint
 from twisted.internet.interfaces import IListeningPort, IReactorCore, IReactorFromThreads
 from twisted.internet.task import LoopingCall
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger, globalLogPublisher
 from twisted.python import usage
 from twisted.python.failure import Failure
 
-from twisted_hook import __version__, configfile, leftovers, serverrecords, sockets
+from twisted_hook import (
+    __version__,
+    apitoken,
+    configfile,
+    console,
+    given,
+    journald,
+    leftovers,
+    logformat,
+    serverrecords,
+    sockets,
+)
+from twisted_hook.addresses import web_address
+from twisted_hook.announced import AnnouncedJournal
 from twisted_hook.api import LIMITS, Api
+from twisted_hook.apitoken import BadToken
 from twisted_hook.apps import COMMANDS, CORES, App, Tools, servers_of
 from twisted_hook.boundaries import Redeliveries
 from twisted_hook.builders import Builders
+from twisted_hook.changes import Changes
 from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, Config, ConfigError
 from twisted_hook.configfile import Settings
+from twisted_hook.console import Console
 from twisted_hook.door import Door, DoorReactor, kept_name
 from twisted_hook.intake import Intake
 from twisted_hook.journal import SqliteJournal
 from twisted_hook.keeping import Keeper, NoKeeper
+from twisted_hook.logformat import FORMATS, Masking
+from twisted_hook.metrics import Answered, Looks, Metrics, Sources
 from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
+from twisted_hook.notify import Systemd
 from twisted_hook.peers import Trust
 from twisted_hook.process import SpawningRunner
 from twisted_hook.reconcile import Reconcile
@@ -48,13 +70,18 @@ from twisted_hook.redaction import Redactor
 from twisted_hook.redelivery import Redelivery
 from twisted_hook.site import GuardedRequest, GuardedSite, Limits
 from twisted_hook.sockets import CannotListen
+from twisted_hook.streams import Readers
 
 TWISTD_UMASK = 0o077
 """What twistd sets where nobody asks for another; it would hide a clone from the web server of its static files."""
 PRUNING = 3600.0
 """Seconds between two times that the journal lets go of what is old."""
+TERMINAL = 1
+"""The descriptor of standard output: twistd makes something else of ``sys.stdout``."""
 STEP_LIMIT = 15.0
 """Seconds for each step of stopping; an app has those of its drain on top."""
+STDERR = 2
+"""Its descriptor: twistd makes another thing of ``sys.stderr``."""
 
 
 class Options(usage.Options):
@@ -65,7 +92,16 @@ class Options(usage.Options):
         "Deploys what is pushed. Without --config it reads ./hookdeploy.toml, and where there is none, the "
         "environment: GITHUB_SECRET, REPO_PATH and so on. The command `hookdeploy` makes a configuration and checks it."
     )
-    optParameters = (("config", "c", None, "The configuration file."),)  # noqa: N815 - Twisted's name
+    optParameters = (  # noqa: N815 - Twisted's name
+        ("config", "c", None, "The configuration file."),
+        ("log-format", None, None, "How the log is written: text, or json (also HOOKDEPLOY_LOG_FORMAT)."),
+    )
+
+    def postOptions(self) -> None:
+        """Raises ``UsageError`` for a format of the log that there is not."""
+        self["log-format"] = self["log-format"] or os.environ.get("HOOKDEPLOY_LOG_FORMAT") or FORMATS[0]
+        if self["log-format"] not in FORMATS:
+            raise usage.UsageError(f"--log-format: must be one of {', '.join(FORMATS)}")
 
     def opt_version(self) -> None:
         """Print the version of hookdeploy and exit."""
@@ -90,10 +126,12 @@ def makeService(options: Options) -> Hookdeploy:
     path = options["config"]
     try:
         pidfile = options.parent["pidfile"] if options.parent else ""
-        return Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
-    except (CannotStart, CannotListen, ConfigError, JournalUnavailable, NoKeeper) as error:
-        lines = [f"hookdeploy: {line}" for line in str(error).splitlines()]
-        raise SystemExit("\n".join(lines)) from None
+        service = Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
+        service.log_to(logformat.chosen(options["log-format"], options.parent or {}, os.environ))
+        return service
+    except (BadToken, CannotStart, CannotListen, ConfigError, JournalUnavailable, NoKeeper) as error:
+        lines = "\n".join(f"hookdeploy: {line}" for line in str(error).splitlines())
+        raise SystemExit(journald.marked(lines) if journald.reads(STDERR, os.environ) else lines) from None
 
 
 class Hookdeploy(Service):
@@ -117,10 +155,17 @@ class Hookdeploy(Service):
         self._settings = settings
         self._environ = environ
         self._lock = lock
+        first = Redactor(settings.redact)
+        self._known: Callable[[], Redactor] = lambda: first
+        """What masks the secrets that are known by now."""
+        self._log_observer: ILogObserver | None = None
         self._pidfile = pidfile
         self._keeper = Keeper(settings.config.state / "keeper.sock")
+        self._token = ""
         self._leaving = False
         """The apps and the sockets are left to the next hookdeploy."""
+        self._upgrading = False
+        self._systemd = Systemd.from_environ(reactor, environ, self._in_short)
         self._reloading = DeferredLock()
         self._reload_waits = False
         self._listeners: dict[str, socket.socket] = {}
@@ -129,12 +174,36 @@ class Hookdeploy(Service):
         self._ranges: Ranges | None = None
         """None until a hook wants to know from where GitHub delivers."""
         self._apps: dict[str, App] = {}
+        self._changes = Changes(f"{time.time_ns():x}")
+        self._metrics = Metrics(reactor, self._changes, now=time.time)
         self._homeless: list[Deployment] = []
         """Deployments of apps that a reload has stopped."""
         self._api_port: IListeningPort | None = None
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self._prune()))
         self._pruning.clock = reactor
         self._door = Door(reactor, keeper=self._keeper, screen=self._screen, limits=_limits(settings))
+        self._dashboard_door = Door(
+            reactor,
+            keeper=self._keeper,
+            screen=self._screen_dashboard,
+            limits=_dashboard_limits(settings),
+            says=console.explained,
+        )
+        self._readers = Readers(reactor)
+
+    # --- the log
+
+    def log_to(self, observer: ILogObserver | None) -> None:
+        """Have this write the log, if not twistd's own; secrets are masked in front of whatever does."""
+        self._log_observer = observer
+        # Before twistd begins to log, and so before its observers.
+        globalLogPublisher.addObserver(Masking(lambda text: self._known().text(text)))
+
+    def setServiceParent(self, parent: Any) -> None:
+        """It is the application: twistd asks it for what writes the log."""
+        super().setServiceParent(parent)
+        if self._log_observer is not None:
+            parent.setComponent(ILogObserver, self._log_observer)
 
     # --- taking: all that can fail at once
 
@@ -151,6 +220,7 @@ class Hookdeploy(Service):
         )
         SqliteJournal.probe(state / "journal.sqlite3")
         leftovers.end_all(state / COMMANDS)
+        service._token = apitoken.token_of(state)
         service._end_strangers()
         service._keeper.reach()
         service._take_ports(settings)
@@ -175,10 +245,15 @@ class Hookdeploy(Service):
                     taken[app.bind] = kept or self._listen_for(app)
                 except CannotListen as error:
                     problems.append(f"apps.{app.name}.bind: {error}")
-        try:
-            self._door.take(settings.config.server.listen)
-        except CannotListen as error:
-            problems.append(f"server.listen: {error}")
+        doors = (
+            ("server.listen", self._door, settings.config.server.listen),
+            ("dashboard.listen", self._dashboard_door, settings.config.dashboard.listen),
+        )
+        for key, door, endpoints in doors:
+            try:
+                door.take(endpoints)
+            except CannotListen as error:
+                problems.append(f"{key}: {error}")
         if problems:
             for listener in taken.values():
                 listener.close()
@@ -186,6 +261,7 @@ class Hookdeploy(Service):
         for bind, listener in taken.items():
             self._keeper.hold(_kept_name(bind), listener)
         self._door.hand_over()
+        self._dashboard_door.hand_over()
         self._listeners.update(taken)
 
     def _still_held(self, bind: str) -> socket.socket | None:
@@ -224,10 +300,15 @@ class Hookdeploy(Service):
         given = os.umask(0o022)
         if given != TWISTD_UMASK:
             os.umask(given)
+        if self._systemd.watches:
+            faulthandler.enable(STDERR)  # when the watchdog's SIGABRT ends us, the log says where we were stuck
+        self._systemd.start()
+        self._changes.watch(self._systemd.changed)
         settings, state = self._settings, self._settings.config.state
-        self._journal = SqliteJournal.open(
+        self._stored = SqliteJournal.open(
             state / "journal.sqlite3", self._reactor.callFromThread, renewed=lambda _: self._renewed()
         )
+        self._journal = AnnouncedJournal(self._stored, self._changes.publish)
         self._tools = Tools(
             reactor=self._reactor,
             journal=self._journal,
@@ -235,12 +316,15 @@ class Hookdeploy(Service):
             state=state,
             ambient=Ambient.from_environ(self._environ),
             now=time.time,
-            redactor=Redactor(settings.redact),
+            publish=self._changes.publish,
+            drained=self._metrics.drained,
+            redactor=self._redactor(settings),
             min_free=settings.config.server.min_free,
             builders=Builders(_most_builds(settings)),
         )
         self._reconcile = Reconcile(self._reactor, self._apps.values, self._submit)
         self._tools.look = self._reconcile.look
+        self._known = lambda: self._tools.redactor
         self._webhooks = self._webhooks_of(settings)
         self._redelivery = Redelivery(self._reactor, self._journal, lambda: self._webhooks, now=time.time)
         self._intake = Intake(
@@ -260,7 +344,14 @@ class Hookdeploy(Service):
             source=settings.source,
             replay=self._intake.replay,
             hooks=lambda: self._settings.hooks,
+            metrics=self._metrics.text,
+            changes=self._changes,
+            readers=self._readers,
+            dashboard=self._dashboard_addresses,
         )
+        self._metrics.start(self._measured())
+        self._console = Console(self._api, self._token, now=time.time, hosts=self._hosts)
+        self._show_pages(settings)
         self._keeper.watch(self._reactor)
         self._warn(settings)
         for config in settings.config.apps.values():
@@ -284,10 +375,12 @@ class Hookdeploy(Service):
         await self._house()
         await self._serve_api(self._settings.config.state / "api.sock")
         self._door.open(self._intake.resource())
+        self._dashboard_door.open(self._console.resource())
         self._pruning.start(PRUNING)
         self._reconcile.start()
         self._redelivery.start()
         self._ask_for_ranges(self._settings)
+        self._systemd.ready()
         gc.collect()
         gc.freeze()  # what has been loaded stays: to look through it in each collection holds the door up
         self._log.info(
@@ -295,6 +388,31 @@ class Hookdeploy(Service):
             version=__version__,
             listen=", ".join(self._settings.config.server.listen),
             paths=", ".join(hook.path for hook in self._settings.hooks),
+        )
+        if self._settings.config.dashboard.listen:
+            self._log.info(
+                "the dashboard is at {addresses}; `hookdeploy open` prints a link that logs in",
+                addresses=", ".join(self._dashboard_addresses()),
+            )
+            self._show_login()
+
+    def _show_login(self) -> None:
+        """The link that logs in, for who sits at the terminal: not by way of the log, which masks it and is kept."""
+        address = next((each for each in self._dashboard_addresses() if each.startswith("http")), None)
+        if address is not None and os.isatty(TERMINAL):
+            link = apitoken.login_link(address, self._token)
+            os.write(TERMINAL, f"Log in to the dashboard: {link}\n".encode())
+
+    def _measured(self) -> Sources:
+        tally, looks = self._door.site.tally, Looks(self._reconcile.looks, self._reconcile.failed_looks)
+        return Sources(
+            apps=self._apps.values,
+            journal=self._journal,
+            answered=Answered(tally.verdicts, tally.refusals),
+            looks=looks,
+            commits=self._stored.commit_times,
+            rows=self._stored.rows,
+            state=self._settings.config.state,
         )
 
     def _missed(self, apps: Collection[str]) -> None:
@@ -327,6 +445,24 @@ class Hookdeploy(Service):
             self._ranges = Ranges(self._reactor, now=time.time)
         if self._ranges is not None:
             self._ranges.serve(wanted)
+
+    def _show_pages(self, settings: Settings) -> None:
+        if not settings.config.dashboard.listen or self._console.shows_pages:
+            return
+        # Not everybody has a dashboard, and what renders pages would be a tenth of every start.
+        from twisted_hook.dashboard import Dashboard  # noqa: PLC0415
+
+        pages = Dashboard(
+            self._journal,
+            self._apps.values,
+            settings.config.state / "logs",
+            replay=self._intake.replay,
+            hooks=lambda: self._settings.hooks,
+            changes=self._changes,
+            readers=self._readers,
+            now=time.time,
+        )
+        self._console.show(pages)
 
     async def _prune(self) -> None:
         server = self._settings.config.server
@@ -364,8 +500,22 @@ class Hookdeploy(Service):
         endpoint = UNIXServerEndpoint(self._reactor, sockets.unix_address(path), mode=0o600)
         self._api_port = await endpoint.listen(site)
 
+    def _redactor(self, settings: Settings) -> Redactor:
+        return Redactor((*settings.redact, self._token))
+
+    def _dashboard_addresses(self) -> list[str]:
+        return [web_address(each) for each in self._settings.config.dashboard.listen]
+
+    def _hosts(self) -> set[str]:
+        """The names under which the dashboard may be reached."""
+        public = urlsplit(self._settings.config.server.public_url or "").hostname
+        return {*self._settings.config.dashboard.hosts, *([public] if public else ())}
+
     def _screen(self, request: GuardedRequest) -> None:
         self._intake.screen(request)
+
+    def _screen_dashboard(self, request: GuardedRequest) -> None:
+        self._console.screen(request)
 
     def _submit(self, deployment: Deployment) -> None:
         app = self._apps.get(deployment.app)
@@ -391,12 +541,13 @@ class Hookdeploy(Service):
 
     def reload(self) -> None:
         """Read the configuration again, as on SIGHUP: a good one takes effect, a bad one changes nothing."""
+        self._systemd.reloading("reads the configuration again")
         if self._reload_waits:  # the file is read when its turn comes: one waiter is enough
             return
         self._reload_waits = True
         self._reloading.run(lambda: Deferred.fromCoroutine(self._reload())).addErrback(
             lambda failure: self._log.failure("reading the configuration again", failure)
-        )
+        ).addBoth(lambda _: None if self._reload_waits else self._systemd.ready())
 
     async def _reload(self) -> None:
         self._reload_waits = False
@@ -407,16 +558,30 @@ class Hookdeploy(Service):
             if settings.config.state != self._settings.config.state:
                 raise CannotStart("state: another state directory needs a restart")
             _prepare(settings.config)
+            token = apitoken.token_of(settings.config.state)
             self._take_ports(settings)
             begun = await self._begin_anew(settings)
-        except (CannotStart, CannotListen, ConfigError) as error:
+        except (BadToken, CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
             await self._hold_only(self._settings.config)
             return
         self._warn(settings)
+        self._admit(token)
+        self._show_pages(settings)
+        listened = self._settings.config.dashboard.listen
         await self._apply(settings, begun)
+        if listened != settings.config.dashboard.listen:
+            self._readers.end()  # who followed events at what is closed; the others come back
         self._log.info("the configuration was read again")
+
+    def _admit(self, token: str) -> None:
+        """Believe this token only, also of those who follow events already."""
+        if token == self._token:
+            return
+        self._token = token
+        self._console.admit(token)
+        self._readers.end()
 
     def _warn(self, settings: Settings) -> None:
         for warning in settings.warnings:
@@ -439,12 +604,15 @@ class Hookdeploy(Service):
     async def _apply(self, settings: Settings, begun: Sequence[Deployment]) -> None:
         before, self._settings = self._settings.config, settings
         old, new = before.apps, settings.config.apps
-        self._tools.redactor = Redactor(settings.redact)
+        # What was a secret stays one: who runs still knows it, and may say it.
+        self._tools.redactor = self._tools.redactor.knowing((*settings.redact, self._token))
         self._tools.min_free = settings.config.server.min_free
         if settings.config.server.max_builds != before.server.max_builds:
             self._tools.builders.allow(_most_builds(settings))
         self._door.site.limits = _limits(settings)
         self._door.renew()
+        self._dashboard_door.site.limits = _dashboard_limits(settings)
+        self._dashboard_door.renew()
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
         if not self.running:  # it was told to stop meanwhile
@@ -467,7 +635,9 @@ class Hookdeploy(Service):
         """Let go of the sockets that are not in this configuration."""
         self._close_listeners(keep={app.bind for app in config.apps.values() if app.served})
         await self._door.keep_only(config.server.listen)
-        names = {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in config.server.listen}
+        await self._dashboard_door.keep_only(config.dashboard.listen)
+        endpoints = (*config.server.listen, *config.dashboard.listen)
+        names = {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in endpoints}
         self._keeper.keep_only(names)
 
     async def _let_go(self, name: str) -> None:
@@ -484,7 +654,8 @@ class Hookdeploy(Service):
 
     def upgrade(self) -> None:
         """Execute ourselves again, as on SIGUSR2, perhaps in a newer version; the apps serve on meanwhile."""
-        self._leaving = True
+        self._leaving = self._upgrading = True
+        self._systemd.reloading("is executed again")
         self._reactor.addSystemEventTrigger("after", "shutdown", _execute_again, self._pidfile)
         self._reactor.stop()
 
@@ -507,16 +678,28 @@ class Hookdeploy(Service):
         drain = max((app.config.drain for app in self._apps.values()), default=0.0)
         what = "the apps serve on" if self._leaving else f"requests have {drain:g} s to finish"
         self._log.info("hookdeploy stops; {what}", what=what)
-        if self._leaving:
-            await self._within(STEP_LIMIT, "leaving the door", self._door.leave())
-        else:
-            await self._within(STEP_LIMIT, "closing the door", self._door.keep_only(()))
+        if not self._upgrading:
+            self._systemd.stopping(f"stops; {what}")
+        self._readers.end()
+        for door, what in ((self._door, "the door"), (self._dashboard_door, "the dashboard's door")):
+            if self._leaving:
+                await self._within(STEP_LIMIT, f"leaving {what}", door.leave())
+            else:
+                await self._within(STEP_LIMIT, f"closing {what}", door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
         await self._within(STEP_LIMIT, "ending what is done now and then", self._end_what_recurs())
         await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
-        await self._within(STEP_LIMIT, "closing the journal", self._journal.close())
+        await self._within(STEP_LIMIT, "closing the journal", self._stored.close())
+        self._systemd.close()
         self._lock.close()
+
+    def _in_short(self) -> str:
+        """What serves and what is being deployed, in one line."""
+        serving = [app.name for app in self._apps.values() if app.server and app.server.status.state == "serving"]
+        deploying = [app.name for app in self._apps.values() if app.lane.is_busy]
+        said = [f"{what} {', '.join(names)}" for what, names in (("serves", serving), ("deploys", deploying)) if names]
+        return "; ".join(said) or "waits for a push"
 
     async def _end_reload(self) -> None:
         """Wait for a reload that is under way; one that still waits sees that we do not run any more."""
@@ -524,6 +707,7 @@ class Hookdeploy(Service):
         self._reloading.release()
 
     async def _end_what_recurs(self) -> None:
+        self._metrics.stop()
         if self._pruning.running:
             self._pruning.stop()
         await self._reconcile.stop()
@@ -545,6 +729,7 @@ class Hookdeploy(Service):
             await maybeDeferred(self._api_port.stopListening)
 
     async def _within(self, limit: float, what: str, work: Coroutine[Any, Any, None]) -> None:
+        self._systemd.takes(limit)
         stopping = Deferred.fromCoroutine(work)
         stopping.addTimeout(limit, self._reactor)
         try:
@@ -565,6 +750,7 @@ def _execute_again(pidfile: str) -> None:
     """Become the hookdeploy that is installed now, with the same pid and the same arguments."""
     if pidfile:
         Path(pidfile).unlink(missing_ok=True)  # it names us, and twistd would not start beside us
+    given.pass_on(os.environ)
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - it is ourselves
 
@@ -600,6 +786,10 @@ def _lock(state: Path) -> IO[str]:
 def _limits(settings: Settings) -> Limits:
     server = settings.config.server
     return Limits(max_body=server.max_body, trusted=Trust.in_words(server.trusted_proxies))
+
+
+def _dashboard_limits(settings: Settings) -> Limits:
+    return replace(console.LIMITS, trusted=Trust.in_words(settings.config.server.trusted_proxies))
 
 
 def _most_builds(settings: Settings) -> int:
