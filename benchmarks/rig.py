@@ -365,6 +365,11 @@ class Hookdeploy:
             raise NotMeasured(f"POST {path} was answered {answer.status_code} {answer.text}")
         return answer.json()
 
+    @property
+    def token(self) -> str:
+        """What opens the dashboard and the API over TCP."""
+        return (self.state / "token").read_text("ascii").strip()
+
     def ended(self, deployment: str) -> dict[str, Any]:
         """Wait until a deployment has ended, whatever its end."""
         path = f"/deployments/{deployment}"
@@ -389,8 +394,10 @@ class Hookdeploy:
         self._api.close()
 
 
-def configure(directory: Path, port: int, apps: Mapping[str, Mapping[str, object]]) -> Path:
-    """Write a hookdeploy.toml; its state directory is ``directory / "state"``."""
+def configure(
+    directory: Path, port: int, apps: Mapping[str, Mapping[str, object]], *, dashboard: int | None = None
+) -> Path:
+    """Write a hookdeploy.toml; its state directory is ``directory / "state"``, its dashboard at a port, if any."""
     secret = directory / "hook.secret"
     secret.write_bytes(payloads.SECRET)
     secret.chmod(0o600)
@@ -399,6 +406,8 @@ def configure(directory: Path, port: int, apps: Mapping[str, Mapping[str, object
         f'[server]\nlisten = ["tcp:{port}:interface=127.0.0.1"]',
         '[hooks.github]\nforge = "github"\nsecrets = [{ file = "hook.secret" }]',
     ]
+    if dashboard is not None:
+        lines.append(f'[dashboard]\nlisten = ["tcp:{dashboard}:interface=127.0.0.1"]')
     for name, app in apps.items():
         # No look at the remote of its own accord, which would come at any time.
         keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in {"poll": "0", **app}.items())
