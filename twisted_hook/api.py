@@ -29,6 +29,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from twisted_hook import __version__
 from twisted_hook.boundaries import AppServer, Journal
 from twisted_hook.changes import Change, Changes, Kind
+from twisted_hook.deploymentlog import text_of
 from twisted_hook.hooks import JSON, Hook, Secret, media_type
 from twisted_hook.model import (
     Delivery,
@@ -184,14 +185,7 @@ class Api:
     @staticmethod
     def screen(request: GuardedRequest) -> None:
         """Refuse a request before its body is read, if there is something to say against it."""
-        try:
-            path = unquote_to_bytes(request.path).decode()
-            Api.app.url_map.bind("").match(path, method=request.method.decode("ascii"))
-        except MethodNotAllowed as error:
-            request.setHeader(b"Allow", ", ".join(sorted(error.valid_methods or ())).encode())
-            raise Refused(405, "a method that the path does not know") from None
-        except (HTTPException, UnicodeDecodeError):
-            raise Refused(404, "no such path") from None
+        find_route(Api.app, request)
         if request.method == b"POST" and request.length != 0 and media_type(request.header) != JSON:
             raise Refused(415, "a body that is no JSON")
 
@@ -296,8 +290,7 @@ class Api:
         shown = str if _is_asked(request, b"colour") else colourless
         if _is_asked(request, b"follow"):
             return await self._log_feed.follow(request, Log(id, file, partial(self._ended, id), shown))
-        text = file.read_bytes().decode("utf-8", "replace") if file.exists() else ""
-        return request.answer(shown(text).encode(), b"text/plain; charset=utf-8")
+        return request.answer(shown(text_of(file)).encode(), b"text/plain; charset=utf-8")
 
     async def _ended(self, id: str) -> dict[str, Any] | None:
         """What a deployment has come to; None while it goes on."""
@@ -410,6 +403,18 @@ class Api:
         """What an app without a server is at."""
         found = await self._journal.deployments(app=app, limit=LONGEST_LIST)
         return next((each for each in found if each.outcome is Outcome.DEPLOYED), None)
+
+
+def find_route(app: Klein, request: GuardedRequest) -> None:
+    """Refuse a request for which an application has no route, by 404 or 405."""
+    try:
+        path = unquote_to_bytes(request.path).decode()
+        app.url_map.bind("").match(path, method=request.method.decode("ascii"))
+    except MethodNotAllowed as error:
+        request.setHeader(b"Allow", ", ".join(sorted(error.valid_methods or ())).encode())
+        raise Refused(405, "a method that the path does not know") from None
+    except (HTTPException, UnicodeDecodeError):
+        raise Refused(404, "no such path") from None
 
 
 def deployment_json(deployment: Deployment) -> dict[str, Any]:

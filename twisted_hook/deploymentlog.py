@@ -105,4 +105,9 @@ class FileLog:
             self._log.error("the log {path} cannot be written: {error}", path=str(self._path), error=str(error))
 
 
+def text_of(path: Path) -> str:
+    """All that is in the log so far, with its colours; nothing where there is none yet."""
+    return path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+
+
 _: type[DeploymentLog] = FileLog

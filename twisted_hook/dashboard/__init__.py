@@ -17,9 +17,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.web.http import SEE_OTHER
 from twisted.web.resource import IResource
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from twisted_hook.api import REVISION, App, Replay, seen_through
+from twisted_hook.api import REVISION, App, Replay, find_route, seen_through
 from twisted_hook.boundaries import Journal
 from twisted_hook.changes import Changes
 from twisted_hook.console import form_of
@@ -69,14 +68,7 @@ class Dashboard:
     @staticmethod
     def screen(request: GuardedRequest) -> None:
         """Refuse a request before its body is read, if there is something to say against it."""
-        try:
-            path = unquote_to_bytes(request.path).decode()
-            Dashboard.app.url_map.bind("").match(path, method=request.method.decode("ascii"))
-        except MethodNotAllowed as error:
-            request.setHeader(b"Allow", ", ".join(sorted(error.valid_methods or ())).encode())
-            raise Refused(405, "a method that the path does not know") from None
-        except (HTTPException, UnicodeDecodeError):
-            raise Refused(404, "no such path") from None
+        find_route(Dashboard.app, request)
 
     def resource(self) -> IResource:
         return self.app.resource()

@@ -11,6 +11,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from twisted_hook.dashboard.ansi import PLAIN, Style, coloured
+from twisted_hook.deploymentlog import text_of
 from twisted_hook.redaction import colourless
 
 SHOWN = 65_536
@@ -43,8 +44,7 @@ def since(logs: Path, deployment: str, place: int, style: Style) -> Piece:
 
 def whole(logs: Path, deployment: str) -> str:
     """All of it, without the colours; all else was made harmless when it was written."""
-    file = logs / f"{deployment}.log"
-    return colourless(file.read_bytes().decode("utf-8", "replace")) if file.exists() else ""
+    return colourless(text_of(logs / f"{deployment}.log"))
 
 
 def _read(logs: Path, deployment: str, place: int | None) -> tuple[bytes, int]:
