@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytest_twisted
 from twisted.internet import _signals, reactor
+from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
@@ -85,6 +87,10 @@ def clean_reactor() -> Iterator[None]:
     """Nothing that a test put into the reactor stays there: no timer, no port, no connection."""
     before = _leftovers()
     yield
+    if _leftovers() - before:
+        # As trial does: what is due in the very turn of the reactor in which the test ends gets its turn.
+        for _ in range(2):
+            pytest_twisted.blockon(deferLater(reactor, 0))
     left = _leftovers() - before
     for item in left:
         if hasattr(item, "cancel"):
