@@ -116,7 +116,7 @@ FLOORS = (
             "streams",
         ),
     ),
-    ("wiring", ("apps", "tap", "twisted.plugins.hookdeploy_plugin")),
+    ("wiring", ("apps", "ports", "tap", "twisted.plugins.hookdeploy_plugin")),
 )
 FLOOR = {module: number for number, (_, modules) in enumerate(FLOORS, 1) for module in modules}
 FLOOR["__init__"] = 0

@@ -15,7 +15,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -35,7 +34,6 @@ from twisted_hook import (
     __version__,
     apitoken,
     configfile,
-    console,
     given,
     journald,
     leftovers,
@@ -55,20 +53,20 @@ from twisted_hook.commands import Ambient
 from twisted_hook.config import AppConfig, Config, ConfigError
 from twisted_hook.configfile import Settings
 from twisted_hook.console import Console
-from twisted_hook.door import Door, DoorReactor, kept_name
+from twisted_hook.door import DoorReactor
 from twisted_hook.intake import Intake
 from twisted_hook.journal import SqliteJournal
-from twisted_hook.keeping import Keeper, NoKeeper
+from twisted_hook.keeping import NoKeeper
 from twisted_hook.logformat import FORMATS, Masking
 from twisted_hook.metrics import Answered, Looks, Metrics, Sources
 from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
 from twisted_hook.notify import Systemd
-from twisted_hook.peers import Trust
+from twisted_hook.ports import Ports
 from twisted_hook.process import SpawningRunner
 from twisted_hook.reconcile import Reconcile
 from twisted_hook.redaction import Redactor
 from twisted_hook.redelivery import Redelivery
-from twisted_hook.site import GuardedRequest, GuardedSite, Limits
+from twisted_hook.site import GuardedRequest, GuardedSite
 from twisted_hook.sockets import CannotListen
 from twisted_hook.streams import Readers
 
@@ -160,7 +158,6 @@ class Hookdeploy(Service):
         """What masks the secrets that are known by now."""
         self._log_observer: ILogObserver | None = None
         self._pidfile = pidfile
-        self._keeper = Keeper(settings.config.state / "keeper.sock")
         self._token = ""
         self._leaving = False
         """The apps and the sockets are left to the next hookdeploy."""
@@ -168,7 +165,6 @@ class Hookdeploy(Service):
         self._systemd = Systemd.from_environ(reactor, environ, self._in_short)
         self._reloading = DeferredLock()
         self._reload_waits = False
-        self._listeners: dict[str, socket.socket] = {}
         self._webhooks: Sequence[Redeliveries] = ()
         """Those of which failed deliveries are asked for."""
         self._ranges: Ranges | None = None
@@ -181,13 +177,11 @@ class Hookdeploy(Service):
         self._api_port: IListeningPort | None = None
         self._pruning = LoopingCall(lambda: Deferred.fromCoroutine(self._prune()))
         self._pruning.clock = reactor
-        self._door = Door(reactor, keeper=self._keeper, screen=self._screen, limits=_limits(settings))
-        self._dashboard_door = Door(
+        self._ports = Ports(
             reactor,
-            keeper=self._keeper,
-            screen=self._screen_dashboard,
-            limits=_dashboard_limits(settings),
-            says=console.explained,
+            settings.config,
+            hooks=self._screen,
+            pages=self._screen_pages,
         )
         self._readers = Readers(reactor)
 
@@ -222,8 +216,8 @@ class Hookdeploy(Service):
         leftovers.end_all(state / COMMANDS)
         service._token = apitoken.token_of(state)
         service._end_strangers()
-        service._keeper.reach()
-        service._take_ports(settings)
+        service._ports.reach_keeper()
+        service._ports.take(settings.config)
         return service
 
     def _end_strangers(self) -> None:
@@ -234,61 +228,10 @@ class Hookdeploy(Service):
             if servers.parent.name not in served:
                 serverrecords.end_all(servers)
 
-    def _take_ports(self, settings: Settings) -> None:
-        """Bind what is not bound yet, for the apps and for the door; all of it or nothing."""
-        problems: list[str] = []
-        taken: dict[str, socket.socket] = {}
-        for app in settings.config.apps.values():
-            if app.served and app.bind not in self._listeners:
-                try:
-                    kept = self._keeper.take(_kept_name(app.bind)) or self._still_held(app.bind)
-                    taken[app.bind] = kept or self._listen_for(app)
-                except CannotListen as error:
-                    problems.append(f"apps.{app.name}.bind: {error}")
-        doors = (
-            ("server.listen", self._door, settings.config.server.listen),
-            ("dashboard.listen", self._dashboard_door, settings.config.dashboard.listen),
-        )
-        for key, door, endpoints in doors:
-            try:
-                door.take(endpoints)
-            except CannotListen as error:
-                problems.append(f"{key}: {error}")
-        if problems:
-            for listener in taken.values():
-                listener.close()
-            raise CannotListen("\n".join(problems))
-        for bind, listener in taken.items():
-            self._keeper.hold(_kept_name(bind), listener)
-        self._door.hand_over()
-        self._dashboard_door.hand_over()
-        self._listeners.update(taken)
-
     def _still_held(self, bind: str) -> socket.socket | None:
         """The socket of an address that an app was to leave and has not left."""
         held = (app.server.still_held(bind) for app in self._apps.values() if app.server is not None)
         return next(filter(None, held), None)
-
-    def _listen_for(self, app: AppConfig) -> socket.socket:
-        """A new listening socket. Raises ``CannotListen``.
-
-        If the keeper was killed together with an earlier hookdeploy, nobody but that one's server has the old socket:
-        it is asked to finish its requests and to end.
-        """
-        servers = servers_of(self._settings.config.state, app.name)
-        try:
-            return sockets.listen(app.bind)
-        except CannotListen:
-            if self.running or all(record.bind != app.bind for record in serverrecords.alive(servers)):
-                raise
-        self._log.warn(
-            "the keeper of the sockets was killed together with hookdeploy: the server of {app} is ended, "
-            "as nobody else has the socket of {bind}",
-            app=app.name,
-            bind=app.bind,
-        )
-        serverrecords.end_all(servers, patience=app.drain + STEP_LIMIT)
-        return sockets.listen(app.bind)
 
     # --- starting
 
@@ -352,7 +295,7 @@ class Hookdeploy(Service):
         self._metrics.start(self._measured())
         self._console = Console(self._api, self._token, now=time.time, hosts=self._hosts)
         self._show_pages(settings)
-        self._keeper.watch(self._reactor)
+        self._ports.watch_keeper()
         self._warn(settings)
         for config in settings.config.apps.values():
             self._add(config)
@@ -374,8 +317,7 @@ class Hookdeploy(Service):
         self._homeless += homeless
         await self._house()
         await self._serve_api(self._settings.config.state / "api.sock")
-        self._door.open(self._intake.resource())
-        self._dashboard_door.open(self._console.resource())
+        self._ports.open(self._intake.resource(), self._console.resource())
         self._pruning.start(PRUNING)
         self._reconcile.start()
         self._redelivery.start()
@@ -404,7 +346,7 @@ class Hookdeploy(Service):
             os.write(TERMINAL, f"Log in to the dashboard: {link}\n".encode())
 
     def _measured(self) -> Sources:
-        tally, looks = self._door.site.tally, Looks(self._reconcile.looks, self._reconcile.failed_looks)
+        tally, looks = self._ports.door.site.tally, Looks(self._reconcile.looks, self._reconcile.failed_looks)
         return Sources(
             apps=self._apps.values,
             journal=self._journal,
@@ -514,7 +456,7 @@ class Hookdeploy(Service):
     def _screen(self, request: GuardedRequest) -> None:
         self._intake.screen(request)
 
-    def _screen_dashboard(self, request: GuardedRequest) -> None:
+    def _screen_pages(self, request: GuardedRequest) -> None:
         self._console.screen(request)
 
     def _submit(self, deployment: Deployment) -> None:
@@ -530,12 +472,8 @@ class Hookdeploy(Service):
 
     def _add(self, config: AppConfig) -> App:
         servers_of(self._settings.config.state, config.name).mkdir(mode=0o700, parents=True, exist_ok=True)
-        app = self._apps[config.name] = App(self._tools, config, self._listener_for(config))
+        app = self._apps[config.name] = App(self._tools, config, self._ports.of(config))
         return app
-
-    def _listener_for(self, config: AppConfig) -> socket.socket | None:
-        """The app's own hold on the socket on which it is served: ours outlasts an app that is exchanged."""
-        return self._listeners[config.bind].dup() if config.served else None
 
     # --- changing
 
@@ -559,12 +497,12 @@ class Hookdeploy(Service):
                 raise CannotStart("state: another state directory needs a restart")
             _prepare(settings.config)
             token = apitoken.token_of(settings.config.state)
-            self._take_ports(settings)
+            self._ports.take(settings.config, held=self._still_held)
             begun = await self._begin_anew(settings)
         except (BadToken, CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
-            await self._hold_only(self._settings.config)
+            await self._ports.keep_only(self._settings.config)
             return
         self._warn(settings)
         self._admit(token)
@@ -609,10 +547,7 @@ class Hookdeploy(Service):
         self._tools.min_free = settings.config.server.min_free
         if settings.config.server.max_builds != before.server.max_builds:
             self._tools.builders.allow(_most_builds(settings))
-        self._door.site.limits = _limits(settings)
-        self._door.renew()
-        self._dashboard_door.site.limits = _dashboard_limits(settings)
-        self._dashboard_door.renew()
+        self._ports.renew(settings.config)
         for name in [name for name in old if name not in new or _is_another(old[name], new[name])]:
             await self._let_go(name)
         if not self.running:  # it was told to stop meanwhile
@@ -621,7 +556,7 @@ class Hookdeploy(Service):
             if name not in self._apps:
                 self._add(config).lane.resume()
             elif config != old[name]:
-                self._apps[name].configure(config, self._listener_for(config))
+                self._apps[name].configure(config, self._ports.of(config))
         for deployment in begun:
             self._submit(deployment)
         self._intake.replace(settings.hooks)
@@ -629,26 +564,13 @@ class Hookdeploy(Service):
         self._reconcile.changed()
         self._webhooks = self._webhooks_of(settings)
         self._ask_for_ranges(settings)
-        await self._hold_only(settings.config)
-
-    async def _hold_only(self, config: Config) -> None:
-        """Let go of the sockets that are not in this configuration."""
-        self._close_listeners(keep={app.bind for app in config.apps.values() if app.served})
-        await self._door.keep_only(config.server.listen)
-        await self._dashboard_door.keep_only(config.dashboard.listen)
-        endpoints = (*config.server.listen, *config.dashboard.listen)
-        names = {_kept_name(bind) for bind in self._listeners} | {kept_name(each) for each in endpoints}
-        self._keeper.keep_only(names)
+        await self._ports.keep_only(settings.config)
 
     async def _let_go(self, name: str) -> None:
         """Stop an app; what it has not finished is for the one that takes its name, if there is one."""
         app = self._apps.pop(name)
         self._homeless += app.lane.unfinished
         await app.stop()
-
-    def _close_listeners(self, *, keep: Collection[str] = ()) -> None:
-        for bind in self._listeners.keys() - keep:
-            self._listeners.pop(bind).close()
 
     # --- stopping
 
@@ -681,7 +603,7 @@ class Hookdeploy(Service):
         if not self._upgrading:
             self._systemd.stopping(f"stops; {what}")
         self._readers.end()
-        for door, what in ((self._door, "the door"), (self._dashboard_door, "the dashboard's door")):
+        for door, what in ((self._ports.door, "the door"), (self._ports.dashboard, "the dashboard's door")):
             if self._leaving:
                 await self._within(STEP_LIMIT, f"leaving {what}", door.leave())
             else:
@@ -718,11 +640,10 @@ class Hookdeploy(Service):
     async def _stop_apps(self) -> None:
         ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
         await gatherResults([Deferred.fromCoroutine(end) for end in ends])
-        self._close_listeners()
         if self._leaving:
-            self._keeper.leave()
+            self._ports.leave()
         else:
-            self._keeper.end()
+            self._ports.close()
 
     async def _close_api(self) -> None:
         if self._api_port is not None:
@@ -755,11 +676,6 @@ def _execute_again(pidfile: str) -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606 - it is ourselves
 
 
-def _kept_name(bind: str) -> str:
-    """The name under which the keeper holds an app's socket."""
-    return f"app {bind}"
-
-
 def _prepare(config: Config) -> None:
     """Make the state directory, or raise ``CannotStart``."""
     try:
@@ -781,15 +697,6 @@ def _lock(state: Path) -> IO[str]:
             f"another hookdeploy works in {state}; stop it, or give this one a state of its own"
         ) from None
     return file
-
-
-def _limits(settings: Settings) -> Limits:
-    server = settings.config.server
-    return Limits(max_body=server.max_body, trusted=Trust.in_words(server.trusted_proxies))
-
-
-def _dashboard_limits(settings: Settings) -> Limits:
-    return replace(console.LIMITS, trusted=Trust.in_words(settings.config.server.trusted_proxies))
 
 
 def _most_builds(settings: Settings) -> int:
