@@ -510,6 +510,29 @@ async def check_what_was_decided_about_a_revision_is_the_newest_that_came_to_som
     assert await journal.decided("blog", "b" * 40) is None
 
 
+async def check_the_last_good_one_is_found_behind_all_that_was_not(journal: Journal) -> None:
+    assert await journal.last_good("blog") is None
+    made = {}
+    for release in ("one", "two", None):
+        made[release] = await journal.enqueue("blog", Trigger.PUSH)
+        commit = Commit(REVISION, "subject", "Ada")
+        await journal.describe(made[release].id, commit=commit, previous=None, release=release)
+        await journal.finish(made[release].id, Outcome.DEPLOYED, 9.0)
+        for outcome in Outcome:
+            if outcome is not Outcome.DEPLOYED:
+                await _about(journal, "a", outcome, Trigger.PUSH)
+        newest = await journal.last_good("blog")
+        assert newest is not None
+        assert newest.id == made[release].id
+    await journal.enqueue("blog", Trigger.PUSH)
+    for release in ("one", "two", None):
+        found = await journal.last_good("blog", release)
+        assert found is not None
+        assert found.id == made[release].id
+    assert await journal.last_good("blog", "three") is None
+    assert await journal.last_good("shop") is None
+
+
 async def check_it_knows_of_which_commits_it_was_told(journal: Journal) -> None:
     """Whether the delivery was for anybody or not, and whichever of its refs it is."""
     one, two, three = ("1" * 40, "2" * 64, "3" * 40)

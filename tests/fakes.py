@@ -157,6 +157,10 @@ class MemoryJournal:
         newest_first = reversed([one for one in self._deployments.values() if one.app == app])
         return next((one for one in newest_first if one.revision == revision and one.outcome not in idle), None)
 
+    async def last_good(self, app: str, release: str | None = None) -> Deployment | None:
+        good = [one for one in self._deployments.values() if one.app == app and one.outcome is Outcome.DEPLOYED]
+        return next((one for one in reversed(good) if release in {None, one.release}), None)
+
     async def verified(self) -> Sequence[Verified]:
         return sorted(self._verified.values(), key=lambda one: one.at, reverse=True)
 

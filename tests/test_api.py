@@ -482,6 +482,9 @@ async def test_what_an_app_without_a_server_is_at_is_what_was_deployed_last(tmp_
     async with api(tmp_path) as client:
         await client.post("/apps/web/deploy")
         await client.web.end(Outcome.DEPLOYED, commit=TIP)
+        for _ in range(600):  # whatever has failed since, and how often
+            failed = await client.journal.enqueue("web", Trigger.PUSH)
+            await client.journal.finish(failed.id, Outcome.FAILED, 9.0)
         shown = await client.get("/apps/web")
         assert (shown["revision"], shown["subject"], shown["running"]) == (TIP.revision, "Say hello", None)
 

@@ -214,7 +214,7 @@ finally:
     ("arguments", "unloaded"),
     [
         (["--help"], ["pydantic", "twisted.internet", "twisted_hook.config", "rich"]),
-        (["check"], ["twisted.internet.reactor", "httpx"]),
+        (["check"], ["twisted", "klein", "werkzeug", "httpx"]),
         (["init", "--help"], ["twisted.internet.reactor", "httpx"]),
         *(
             ([name, "--help"], ["pydantic", "twisted.internet", "twisted_hook.config", "httpx", "rich", "msgspec"])

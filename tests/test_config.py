@@ -200,7 +200,7 @@ class MeaningTests(SynchronousTestCase):
             self.assertEqual((getattr(hook.token, key), hook.token and hook.token.where), (value, HOOK_TOKEN))
 
     def test_the_api_of_a_forge_is_an_address_without_a_slash_at_the_end(self) -> None:
-        for written in ("https://github.example.com/api/v3/", "http://127.0.0.1:8081", "http://[::1]:1", "https://x"):
+        for written in ("https://github.example.com/api/v3/", "http://127.1.2.3:81", "http://[::1]:1", "https://x"):
             [hook] = parse(with_hook(f'token = {{ env = "T" }}\napi = "{written}"'), BASE).hooks
             self.assertEqual(hook.api, written.rstrip("/"))
 

@@ -75,6 +75,7 @@ FLOORS = (
             "questions",
             "healthprobe",
             "polling",
+            "rounds",
             "serverlog",
             "generation",
             "candidate",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
@@ -13,7 +15,7 @@ from twisted.python import log as older_log
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.installed import Hookdeploy, Origin, site
+from tests.installed import Hookdeploy, Origin, site, until
 from twisted_hook.logformat import JsonLines, Masking, as_json, chosen
 from twisted_hook.redaction import Redactor
 
@@ -165,15 +167,19 @@ def test_a_deployment_is_told_phase_by_phase_with_its_ids(release: Hookdeploy, o
     assert told[-1]["outcome"] == "deployed"
 
 
-def test_json_goes_to_the_file_that_is_chosen(release: Hookdeploy) -> None:
+def test_json_goes_to_the_file_that_is_chosen_and_that_is_rotated_as_one_of_text(release: Hookdeploy) -> None:
     release.change_environ({"HOOKDEPLOY_LOG_FORMAT": "json"})
     chosen_file = release.directory / "chosen.log"
     release.options = (f"--logfile={chosen_file}",)
     release.start()
     release.first()
+    former = chosen_file.with_name("chosen.log.1")
+    os.kill(release.pid, signal.SIGUSR1)
+    until(former.exists, "rotation")
     release.stop()
     assert release.log == ""
-    assert any("takes hooks on" in line["message"] for line in lines_of(chosen_file.read_text()))
+    assert any("takes hooks on" in line["message"] for line in lines_of(former.read_text()))
+    assert lines_of(chosen_file.read_text())[-1]["message"] == "Server Shut Down."
 
 
 def test_a_format_that_there_is_not_is_no_start(release: Hookdeploy) -> None:

@@ -160,6 +160,9 @@ async def test_the_time_in_each_phase_is_measured(measured: Measured) -> None:
 async def test_the_last_good_one_is_known_also_from_before_the_start(measured: Measured) -> None:
     made = await measured.kept.enqueue("web", Trigger.PUSH)
     await measured.kept.finish(made.id, Outcome.DEPLOYED, 50.0)
+    for _ in range(300):  # whatever has failed since, and how often
+        failed = await measured.kept.enqueue("web", Trigger.PUSH)
+        await measured.kept.finish(failed.id, Outcome.FAILED, 60.0)
     assert (await measured.samples())["hookdeploy_last_success_timestamp_seconds"] == {("web",): 50.0}
     await measured.deployed(Outcome.FAILED)
     assert (await measured.samples())["hookdeploy_last_success_timestamp_seconds"] == {("web",): 50.0}

@@ -478,7 +478,7 @@ async def one_look(journal: MemoryJournal, sources: Sequence[GitHubWebhook]) -> 
     """From a start to a stop."""
     redelivery = Redelivery(REACTOR, journal, lambda: sources, now=time.time)
     redelivery.start()
-    await become(lambda: redelivery._looking is None)
+    await become(lambda: redelivery._rounds._round is None)
     await redelivery.stop()
 
 

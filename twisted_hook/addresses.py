@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from twisted_hook.configvalues import line, path, shown
+from twisted_hook.configvalues import is_loopback, line, path, shown
 
 LONGEST_SOCKET_PATH = 107  # bytes; sun_path of unix(7) has 108 with the final zero
 
@@ -118,10 +118,7 @@ def is_of_this_machine(value: str) -> bool:
     if value.startswith("unix:"):
         return True
     host, _ = endpoint_address(value) or ("", 0)
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(host)
 
 
 def _quoted(argument: str) -> str:

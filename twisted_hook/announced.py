@@ -95,6 +95,9 @@ class AnnouncedJournal:
     async def decided(self, app: str, revision: str) -> Deployment | None:
         return await self._journal.decided(app, revision)
 
+    async def last_good(self, app: str, release: str | None = None) -> Deployment | None:
+        return await self._journal.last_good(app, release)
+
     async def verified(self) -> Sequence[Verified]:
         return await self._journal.verified()
 

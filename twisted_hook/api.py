@@ -35,7 +35,6 @@ from twisted_hook.model import (
     Delivery,
     Deployment,
     JournalUnavailable,
-    Outcome,
     Parked,
     Refused,
     Steering,
@@ -379,7 +378,7 @@ class Api:
 
     async def _app(self, app: App) -> dict[str, Any]:
         launch = app.server.launch if app.server else None
-        last = None if launch else await self._last_deployed(app.name)
+        last = None if launch else await self._journal.last_good(app.name)
         serving = launch.tree if launch else None
         steering = await app.steering()
         return {
@@ -398,11 +397,6 @@ class Api:
             "paused": steering.paused,
             "pinned": steering.pinned,
         }
-
-    async def _last_deployed(self, app: str) -> Deployment | None:
-        """What an app without a server is at."""
-        found = await self._journal.deployments(app=app, limit=LONGEST_LIST)
-        return next((each for each in found if each.outcome is Outcome.DEPLOYED), None)
 
 
 def find_route(app: Klein, request: GuardedRequest) -> None:

@@ -105,6 +105,9 @@ class Journal(Protocol):
         That is: deployed, failed, rolled back, cancelled or interrupted; neither superseded nor unchanged.
         """
 
+    async def last_good(self, app: str, release: str | None = None) -> Deployment | None:
+        """The newest deployment of an app that was deployed, of this release if one is named."""
+
     async def verified(self) -> Sequence[Verified]:
         """Which secrets have verified deliveries, and when each did so last; one that never has is not among them."""
 

@@ -18,7 +18,6 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _DURATION = re.compile(r"0|([0-9]{1,9})(ms|s|m|h|d)")
 _SECONDS = MappingProxyType({"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0})
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _SHORTEST_POLL = 5.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -201,7 +200,7 @@ def api(value: str) -> str:
     """Where a forge's API is, without a slash at the end. Whoever listens in would have the token."""
     address = _web_address(value, such_as="https://github.example.com/api/v3")
     parts = urlsplit(address)
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
         raise ValueError("must be https://: the token is sent there (it may be this very machine's)")
     return address
 
@@ -213,6 +212,14 @@ def _web_address(value: str, *, such_as: str) -> str:
     if parts.query or parts.fragment:
         raise ValueError("must end with the host or a path: no ? and no #")
     return value.rstrip("/")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to this host stays on this machine; no name but ``localhost`` is known to."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _split_url(value: str) -> SplitResult:
@@ -267,7 +274,7 @@ def _check_url(value: str) -> None:
             raise ValueError('must be like "file:///srv/git/blog.git"')
     elif not re.fullmatch(r"[a-z0-9_][a-z0-9._-]*|[0-9a-f:.]+", host) or (parts.username or "").startswith("-"):
         raise ValueError("needs a host name")
-    if parts.scheme == "http" and host not in _LOOPBACK:
+    if parts.scheme == "http" and not is_loopback(host):
         raise ValueError("must be https://: what comes over http:// is not protected (it may be this very machine's)")
 
 

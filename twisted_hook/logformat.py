@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent
 from twisted.python.failure import Failure
-from twisted.python.logfile import LogFile
+from twisted.scripts._twistd_unix import UnixAppLogger
 from zope.interface import implementer
 
 from twisted_hook import journald
@@ -37,16 +35,14 @@ _CONSTANT = frozenset({"log_format", "log_logger", "log_source", "log_level", "l
 def chosen(format: str, twistd: Mapping[str, Any], environ: Mapping[str, str]) -> ILogObserver | None:
     """What writes the log, by the options of twistd; None where that is twistd's own choice, or its user's.
 
-    JSON goes where text would go. As text it is written for systemd's journal, if it is that which reads us.
+    JSON goes where text would go, and a file of it is rotated alike: when it is large, and by SIGUSR1. As text it is
+    written for systemd's journal, if it is that which reads us.
     """
     if twistd.get("logger") or twistd.get("syslog"):
         return None
-    logfile = twistd.get("logfile")
     if format == "json":
-        if (twistd.get("nodaemon") and not logfile) or logfile == "-":
-            return JsonLines(sys.stdout)
-        return JsonLines(cast("TextIO", LogFile.fromFullPath(str(Path(logfile or "twistd.log").absolute()))))
-    return journald.observer() if not logfile and journald.reads(STDOUT, environ) else None
+        return JsonLines(UnixAppLogger(twistd)._getLogObserver()._outFile)  # noqa: SLF001 - it opens it for itself alone
+    return journald.observer() if not twistd.get("logfile") and journald.reads(STDOUT, environ) else None
 
 
 class Shown(Failure):

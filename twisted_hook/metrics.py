@@ -33,8 +33,6 @@ MOST = 10_000
 """So many deployments may wait to be looked at; an outcome that is dropped for more of them is never counted."""
 BEAT = 0.5
 """Seconds between two looks at how late the reactor is."""
-LOOK_BACK = 200
-"""Deployments among which the last good one of an app is looked for, after a start."""
 LANE_STATES = ("idle", "waiting", "deploying")
 Labels = tuple[str, ...]
 
@@ -305,8 +303,8 @@ class Metrics:
     async def _from_journal(self, sources: Sources, apps: list[App]) -> list[Family]:
         steering = {app.name: await app.steering() for app in apps}
         for name in steering.keys() - self._last_good.keys():
-            newest = await sources.journal.deployments(app=name, limit=LOOK_BACK)
-            self._last_good[name] = next((one.finished_at for one in newest if one.outcome is Outcome.DEPLOYED), None)
+            found = await sources.journal.last_good(name)
+            self._last_good[name] = found.finished_at if found else None
         good = {(name,): at for name in steering if (at := self._last_good.get(name)) is not None}
         rows = {(table,): count for table, count in (await sources.rows()).items()}
         paused = {(name,): float(each.paused) for name, each in steering.items()}

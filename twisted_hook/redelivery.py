@@ -5,21 +5,21 @@ It deploys nothing. What a redelivery brings arrives at the door like any other,
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from twisted_hook.boundaries import Journal, Redeliveries
 from twisted_hook.model import ForgeFailed, JournalUnavailable
+from twisted_hook.rounds import Rounds, spread
 
 INTERVAL = 3600.0
-"""Seconds between two looks, give or take a tenth, so that not everybody asks at once."""
+"""Seconds between two looks, give or take a tenth."""
 SOON = 60.0
 """Seconds: so long a forge may take to see that its delivery has failed (GitHub waits 10 s for an answer)."""
 KEPT = 3 * 86_400.0
@@ -54,49 +54,23 @@ class Redelivery:
         self._journal = journal
         self._sources = sources
         self._now = now
-        self._running = False
-        self._timer: IDelayedCall | None = None
-        self._looking: Deferred[None] | None = None
-        self._look_again = False
+        self._rounds = Rounds(clock, self._look_at_all, lambda: spread(INTERVAL), self._report)
         self._failing: set[str] = set()
 
     def start(self) -> None:
         """Look now, and then again and again."""
-        self._running = True
-        self._begin()
+        self._rounds.begin()
 
     def look(self) -> None:
         """Look soon: something that was sent to us could not be taken. Many calls make one look."""
-        if self._looking is not None:
-            self._look_again = True
-        elif self._timer is not None and self._timer.getTime() > self._clock.seconds() + SOON:
-            self._timer.reset(SOON)
+        self._rounds.hurry(SOON)
 
     async def stop(self) -> None:
         """Ask for nothing more; what is being asked is given up."""
-        self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._looking is not None:
-            self._looking.cancel()
+        self._rounds.stop()
 
-    def _begin(self) -> None:
-        self._timer = None
-        self._look_again = False
-        self._looking = Deferred.fromCoroutine(self._look_at_all())
-        self._looking.addErrback(self._cut_off)
-        self._looking.addCallback(self._wait)
-
-    def _cut_off(self, failure: Failure) -> None:
-        if failure.check(CancelledError) is None:
-            self._log.failure("asking for failed deliveries", failure)
-
-    def _wait(self, _: object) -> None:
-        self._looking = None
-        if self._running:
-            pause = SOON if self._look_again else INTERVAL * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
-            self._timer = self._clock.callLater(pause, self._begin)
+    def _report(self, failure: Failure) -> None:
+        self._log.failure("asking for failed deliveries", failure)
 
     async def _look_at_all(self) -> None:
         for source in tuple(self._sources()):

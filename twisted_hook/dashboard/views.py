@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted_hook.advice import Present, of_delivery, of_deployment, of_silence
-from twisted_hook.api import LONGEST_LIST, App, hook_json
+from twisted_hook.api import App, hook_json
 from twisted_hook.boundaries import Journal
 from twisted_hook.changes import Change, Kind
 from twisted_hook.dashboard import logtail
@@ -219,7 +219,7 @@ class Views:
         """What an app is at, what happens to it, and why its last deployment failed if it did."""
         history = await self._journal.deployments(app=app.name, limit=MOST)
         serving = app.server.launch.tree if app.server and app.server.launch else None
-        good = await self._last_good(app.name, history, serving.release if serving else None)
+        good = await self._journal.last_good(app.name, serving.release if serving else None)
         commit = serving.commit if serving else good
         running = await self._present(app.lane.running)
         return {
@@ -236,13 +236,6 @@ class Views:
             "failed": _last_failure(history),
             "steering": await app.steering(),
         }
-
-    async def _last_good(self, app: str, history: Sequence[Deployment], release: str | None) -> Deployment | None:
-        """The newest deployment that went well, of this release if there is one; that may be long ago."""
-        found = _good(history, release)
-        if found is not None or len(history) < MOST:
-            return found
-        return _good(await self._journal.deployments(app=app, limit=LONGEST_LIST), release)
 
     async def _present(self, deployment: Deployment | None) -> Deployment | None:
         """A deployment in a lane, as the journal has it by now."""
@@ -280,11 +273,6 @@ async def _kept(app: App) -> Sequence[Tree]:
         return await app.kept()
     except StepFailed:  # git cannot tell; all else is known
         return ()
-
-
-def _good(history: Sequence[Deployment], release: str | None) -> Deployment | None:
-    good = (each for each in history if each.outcome is Outcome.DEPLOYED)
-    return next((each for each in good if release in {None, each.release}), None)
 
 
 def _card(app: str) -> str:

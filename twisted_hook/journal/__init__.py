@@ -235,6 +235,11 @@ class SqliteJournal:
             ORDER BY id DESC LIMIT 1"""
         return next(iter(await self._list(deployment_of, sql, app, revision)), None)
 
+    async def last_good(self, app: str, release: str | None = None) -> Deployment | None:
+        sql = f"""{DEPLOYMENT} WHERE app = ?1 AND outcome = 'deployed' AND "release" IS ifnull(?2, "release")
+            ORDER BY id DESC LIMIT 1"""
+        return next(iter(await self._list(deployment_of, sql, app, release)), None)
+
     async def verified(self) -> Sequence[Verified]:
         return await self._reader.ask(statements.verified)
 

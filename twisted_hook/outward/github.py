@@ -6,7 +6,6 @@ there, so the token goes to the configured API alone; it is in no log and in no 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,6 +27,7 @@ from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from twisted_hook import __version__
+from twisted_hook.configvalues import is_loopback
 from twisted_hook.githubrest import LARGEST_ANSWER, TIMEOUT, VERSION
 from twisted_hook.model import ForgeFailed
 from twisted_hook.process import Reactor
@@ -71,7 +71,7 @@ class GitHub(GitHubAPI):
         ``now`` gives seconds since the epoch. With a ``cache``, what has not changed since is not sent again.
         """
         self._origin = _origin(urlsplit(api))
-        if self._origin[0] != "https" and not _is_loopback(self._origin[1]):
+        if self._origin[0] != "https" and not is_loopback(self._origin[1]):
             raise ValueError("GitHub's API must be https://: it is told a token, and believed")
         super().__init__(f"hookdeploy/{__version__}", oauth_token=token, base_url=api, cache=cache)
         self._reactor = reactor
@@ -207,13 +207,6 @@ class _Body(Protocol):
 
 def _origin(url: SplitResult) -> tuple[str, str, int | None]:
     return url.scheme, url.hostname or "", url.port or {"https": 443, "http": 80}.get(url.scheme)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _cause(error: Exception) -> BaseException | None:

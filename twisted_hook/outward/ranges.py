@@ -8,13 +8,11 @@ and refuses nobody itself.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from ipaddress import ip_network
 
 from msgspec import Struct, convert
-from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -23,9 +21,10 @@ from twisted_hook.hooks import Hook, Network
 from twisted_hook.model import ForgeFailed
 from twisted_hook.outward.github import GitHub
 from twisted_hook.process import Reactor
+from twisted_hook.rounds import Rounds, spread
 
 INTERVAL = 3600.0
-"""Seconds between two answers, give or take a tenth, so that not everybody asks at once."""
+"""Seconds between two answers, give or take a tenth."""
 SOONEST = 300.0
 """Seconds after which they are asked for again when somebody was refused who may be of a new network.
 
@@ -73,9 +72,7 @@ class PublishedNetworks:
         self._networks: tuple[Network, ...] = ()
         self._good_until = self._asked_at = float("-inf")
         self._failures = 0
-        self._running = False
-        self._timer: IDelayedCall | None = None
-        self._asking: Deferred[None] | None = None
+        self._rounds = Rounds(clock, self._ask, self._pause, self._report)
 
     @property
     def known(self) -> Sequence[Network] | None:
@@ -84,44 +81,26 @@ class PublishedNetworks:
 
     def start(self) -> None:
         """Ask now, and then again and again."""
-        self._running = True
-        self._begin()
+        self._rounds.begin()
 
     def doubt(self) -> None:
         """Ask soon: somebody was refused. Many calls make one request."""
-        soon = max(0.0, self._asked_at + SOONEST - self._clock.seconds())
-        if self._timer is not None and self._timer.getTime() > self._clock.seconds() + soon:
-            self._timer.reset(soon)
+        self._rounds.hurry(max(0.0, self._asked_at + SOONEST - self._clock.seconds()))
 
     def stop(self) -> None:
         """Ask for nothing more; what is being asked is given up."""
-        self._running = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._asking is not None:
-            self._asking.cancel()
+        self._rounds.stop()
 
-    def _begin(self) -> None:
-        self._timer = None
-        self._asked_at = self._clock.seconds()
-        self._asking = Deferred.fromCoroutine(self._ask())
-        self._asking.addErrback(self._cut_off)
-        self._asking.addCallback(self._wait)
+    def _pause(self) -> float:
+        growing = FIRST_PAUSE * 2 ** min(self._failures - 1, 10)
+        return spread(min(growing, INTERVAL) if self._failures else INTERVAL)
 
-    def _cut_off(self, failure: Failure) -> None:
-        if failure.check(CancelledError) is None:
-            self._failures += 1
-            self._log.failure("asking for the networks of {host}", failure, host=self._github.host)
-
-    def _wait(self, _: object) -> None:
-        self._asking = None
-        if self._running:
-            longest = FIRST_PAUSE * 2 ** min(self._failures - 1, 10) if self._failures else INTERVAL
-            pause = min(longest, INTERVAL) * random.uniform(0.9, 1.1)  # noqa: S311 - no secret
-            self._timer = self._clock.callLater(pause, self._begin)
+    def _report(self, failure: Failure) -> None:
+        self._failures += 1
+        self._log.failure("asking for the networks of {host}", failure, host=self._github.host)
 
     async def _ask(self) -> None:
+        self._asked_at = self._clock.seconds()
         try:
             with self._github.in_words():
                 networks = networks_of(convert(await self._github.getitem("/meta"), _Meta).hooks)
