@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -25,13 +26,15 @@ from click.testing import CliRunner, Result
 
 from tests import certs, githubapi, installed, sshd
 from tests.gitorigin import NOBODY, Origin, by_root
-from tests.installed import RELEASE, Hookdeploy, free_port
-from twisted_hook import addresses, commands
+from tests.installed import RELEASE, Hookdeploy, free_port, is_listened_on, until
+from tests.test_serverrecords import LAUNCH
+from twisted_hook import addresses, commands, leftovers, serverrecords
 from twisted_hook.cli import doctor, hookdeploy
 from twisted_hook.cli.doctor import git, machine, ports, served, service, webhook
 from twisted_hook.cli.doctor.finding import Finding, Status
 from twisted_hook.cli.doctor.patient import LIMIT, Patient, Running, meet, run_to_its_end
 from twisted_hook.config import AppConfig
+from twisted_hook.keeping import Keeper
 from twisted_hook.model import Command, Environment
 
 OK, WARNING, PROBLEM, SKIPPED = Status
@@ -475,6 +478,50 @@ def test_a_port_that_another_program_has_is_named_with_that_program(place: Place
     assert f"sport = :{place.port}" in taken.remedy
 
 
+@contextmanager
+def kept(state: Path, port: int) -> Iterator[None]:
+    """A port whose socket nobody has but the keeper of this state directory, as after the death of its hookdeploy."""
+    state.mkdir()
+    keeper = Keeper(state / "keeper.sock")
+    keeper.reach()
+    with socket.create_server(("127.0.0.1", port)) as listener:
+        keeper.hold("door", listener)
+    os.close(keeper._held.pop("door"))
+    try:
+        yield
+    finally:
+        keeper.end()
+        until(lambda: not is_listened_on(port), "end of the keeper")
+
+
+def test_the_keeper_of_another_state_directory_has_taken_the_port(place: Place) -> None:
+    """One that keeps the port for this hookdeploy is none of the others."""
+    for state, status in ((place.directory / "elsewhere", PROBLEM), (place.directory / "state", OK)):
+        with kept(state, place.port):
+            (door,) = ports.doors(place.patient())
+        assert door.status is status, door
+        assert (f"keeper of {state}" in door.finding) == (status is PROBLEM)
+
+
+def test_the_servers_that_an_earlier_run_has_left_are_told_from_others(place: Place) -> None:
+    """Their workers too: each master has a session of its own."""
+    servers = place.directory / "state" / "apps" / "blog" / "servers"
+    servers.mkdir(parents=True)
+    place.write(app='wsgi = "wsgi:application"')
+    with socket.create_server(("127.0.0.1", place.bind)) as listener:
+        sleeping = [sys.executable, "-c", "import os, sys; os.fork(); sys.stdin.read()"]
+        with subprocess.Popen(
+            sleeping, stdin=subprocess.PIPE, pass_fds=[listener.fileno()], start_new_session=True
+        ) as server:
+            listener.close()
+            assert place.findings(ports.binds)["bind of blog"].status is PROBLEM
+            started = leftovers.start_time(server.pid)
+            assert started is not None
+            serverrecords.write(servers, serverrecords.Record(server.pid, started, (), "", LAUNCH))
+            assert place.findings(ports.binds)["bind of blog"].status is OK
+            server.communicate(b"")
+
+
 def test_the_port_of_the_dashboard_is_looked_at_too(place: Place) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -511,8 +558,10 @@ def test_the_kernel_shows_addresses_in_the_order_of_the_machine(shown: str, host
     [
         ([1], [ports.Holder(7, "python twistd")], 7, OK),
         ([1], [ports.Holder(8, "nginx")], 7, PROBLEM),
-        ([1], [ports.Holder(8, "gunicorn: master [hookdeploy-blog]")], None, OK),
-        ([1], [ports.Holder(8, "python /x/twisted_hook/keeper.py k.sock")], None, OK),
+        ([1], [ports.Holder(8, "python keeper.py", ours=True)], None, OK),
+        ([1], [ports.Holder(8, "python keeper.py", ours=True), ports.Holder(9, "gunicorn", ours=True)], None, OK),
+        ([1], [ports.Holder(8, "python keeper.py", ours=True), ports.Holder(9, "nginx")], None, PROBLEM),
+        ([1], [ports.Holder(8, "python keeper.py", keeps=Path("/other"))], None, PROBLEM),
         ([1], [], 7, OK),
         ([1], [], None, PROBLEM),
         ([], [], 7, PROBLEM),

@@ -97,9 +97,9 @@ class Client:
         assert not wire.received
         return answer
 
-    async def log_in(self) -> dict[bytes, bytes]:
-        """The headers of a browser in which somebody has logged in."""
-        answer = await self.ask(f"GET /login?token={TOKEN}")
+    async def log_in(self, headers: Mapping[bytes, bytes] | None = None) -> dict[bytes, bytes]:
+        """The cookie of a browser in which somebody has logged in."""
+        answer = await self.ask(f"GET /login?token={TOKEN}", headers)
         return {b"Cookie": answer.headers["set-cookie"].partition(";")[0].encode()}
 
 
@@ -138,6 +138,23 @@ async def test_the_token_opens_everything(tmp_path: Path) -> None:
         assert (
             await client.ask("POST /api/v1/apps/web/pin", {**BEARER, b"Sec-Fetch-Site": b"none"}, b"")
         ).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_scheme_of_the_token_may_be_written_in_any_case(tmp_path: Path) -> None:
+    """RFC 9110, 11.1 and 11.4: and more than one space may follow it."""
+    async with console(tmp_path) as client:
+        for given, status in (
+            (f"bearer {TOKEN}", 200),
+            (f"BEARER  {TOKEN}", 200),
+            (f"Bearer {TOKEN.swapcase()}", 401),
+            (f"Bearer{TOKEN}", 401),
+            (f"Basic {TOKEN}", 401),
+            (TOKEN, 401),
+            ("Bearer", 401),
+        ):
+            answer = await client.ask("GET /api/v1/apps", {b"Authorization": given.encode()})
+            assert answer.status == status, given
 
 
 @pytest_twisted.ensureDeferred
@@ -233,6 +250,26 @@ async def test_over_tls_the_cookie_is_for_tls_alone(tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_behind_a_proxy_that_says_nothing_of_tls_the_browser_does(tmp_path: Path) -> None:
+    """T41: so it is behind one that passes connections on and speaks the PROXY protocol."""
+    told = {b"Sec-Fetch-Site": b"same-origin"}
+    async with console(tmp_path) as client:
+        cookie = (await client.ask(f"GET /login?token={TOKEN}", told)).headers["set-cookie"]
+        assert cookie.startswith(f"__Host-{NAME}=")
+        assert cookie.endswith("; Secure")
+        logged_in = {b"Cookie": cookie.partition(";")[0].encode()}
+        assert (await client.ask("GET /api/v1/apps", {**logged_in, **told})).status == 200
+
+
+@pytest_twisted.ensureDeferred
+async def test_on_this_machine_the_cookie_needs_no_tls(tmp_path: Path) -> None:
+    async with console(tmp_path) as client:
+        for host in ("127.0.0.1:8001", "localhost:8001"):
+            line = f"GET /login?token={TOKEN} HTTP/1.1\r\nHost: {host}\r\nSec-Fetch-Site: none\r\n\r\n"
+            assert "Secure" not in (await client.ask("", raw=line.encode())).headers["set-cookie"]
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_session_goes_on_while_it_is_used_and_ends_otherwise(tmp_path: Path) -> None:
     async with console(tmp_path) as client:
         logged_in = await client.log_in()
@@ -308,8 +345,11 @@ async def test_our_own_page_may_change_something(tmp_path: Path) -> None:
         csrf = (await client.ask("GET /", logged_in)).body
         ours = {**logged_in, b"X-CSRF-Token": csrf, b"Origin": b"https://deploy.example.com"}
         assert (await client.ask("POST /api/v1/apps/web/deploy", ours, b"")).status == 202
+        browser = {b"Sec-Fetch-Site": b"same-origin"}
+        browser |= await client.log_in(browser)
+        csrf = (await client.ask("GET /", browser)).body
         posted = b"csrf=%b&what=a+b&what=c" % csrf
-        answer = await client.ask("POST /say", {**logged_in, **FORM, b"Sec-Fetch-Site": b"same-origin"}, posted)
+        answer = await client.ask("POST /say", {**browser, **FORM}, posted)
         assert json.loads(answer.body) == {"csrf": csrf.decode(), "what": "a b"}
 
 

@@ -53,11 +53,14 @@ def test_the_token_opens_the_port_and_a_new_one_ends_the_old(release: Hookdeploy
             lines = events.iter_lines()
             assert next(lines) == "retry: 2000"
             token.unlink()
+            release.configure("state = 1\n")  # whose fault is no reason to go on believing the old one
             _signal(release, signal.SIGHUP)
             until(lambda: _status(client, {**old, "Cookie": ""}) == 401, "end of the old token")
             _drain(lines)
         assert _status(client, _bearer(release)) == 200
         assert client.get("/", headers={"Accept": "text/html"}).status_code == 401
+        release.wait_for_log("the configuration stays as it was")
+        assert "the API's token is another one now" in release.log
 
 
 def test_who_starts_it_at_a_terminal_is_shown_the_link_that_logs_in(release: Hookdeploy) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
@@ -357,3 +358,22 @@ async def test_a_hook_with_networks_of_its_own_takes_from_there_alone() -> None:
         assert (await door.post()).status == 403
         assert (await door.post(b"", path="/nowhere")).status == 404
         assert (await door.ask(post("/hooks/github", payloads.headers(BODY), BODY), source="127.0.0.2")).status == 202
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_log_names_who_was_refused_for_his_address() -> None:
+    """Whoever has shut the forge out by a wrong list finds in the log what is missing in it."""
+    here, trusted = replace(HOOK, networks=(ip_network("192.0.2.0/24"),)), Trust.in_words(["127.0.0.1/32"])
+    async with doorway(here, trusted=trusted) as door:
+        with capturedLogs() as events:
+            assert (await door.post(x_forwarded_for=b"140.82.115.9")).status == 403
+            assert (await door.post(x_forwarded_for=b"140.82.115.9", forwarded=b"for=192.0.2.1")).status == 403
+            assert (await door.post(x_forwarded_for=b"2001:db8::7")).status == 403
+            door.site.tally.close()
+        counts: Counter[str] = Counter()
+        for event in events:
+            counts.update(event.get("counts", {}))
+        assert counts == {
+            "403 140.82.115.9 is not in only_from of github": 2,
+            "403 2001:db8::7 is not in only_from of github": 1,
+        }

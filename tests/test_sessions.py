@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from twisted_hook.sessions import LIFETIME, RENEWAL, Session, Sessions, is_foreign, is_same
+from twisted_hook.sessions import LIFETIME, RENEWAL, Session, Sessions, is_foreign, is_over_tls, is_same
 
 NOW = 1_800_000_000.5
 TOKEN = "a token of the API"
@@ -72,3 +72,23 @@ class ForeignPageTests(SynchronousTestCase):
             ("http://ours:8001", "cross-site", True),
         ):
             self.assertEqual(is_foreign(host="ours:8001", origin=origin, fetch_site=site), foreign, (origin, site))
+
+    def test_a_browser_tells_that_it_asks_by_https_but_not_on_its_own_machine(self) -> None:
+        """T41: a cookie for TLS alone would lock out who came by http."""
+        for host, site, secure in (
+            ("deploy.example.com", "none", True),
+            ("deploy.example.com:8443", "same-origin", True),
+            ("192.0.2.7", "cross-site", True),
+            ("[2001:db8::1]:443", "none", True),
+            ("deploy.example.com", None, False),
+            ("localhost:8001", "none", False),
+            ("LOCALHOST.", "none", False),
+            ("blog.localhost:8001", "none", False),
+            ("127.0.0.1:8001", "none", False),
+            ("127.9.9.9", "none", False),
+            ("[::1]:8001", "none", False),
+            ("[::ffff:127.0.0.1]:8001", "none", False),
+            ("0.0.0.0:8001", "none", False),
+            ("", "none", False),
+        ):
+            self.assertEqual(is_over_tls(host=host, fetch_site=site), secure, (host, site))

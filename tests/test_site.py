@@ -898,6 +898,21 @@ class TallyTests(SynchronousTestCase):
         clock.advance(1)
         self.assertEqual(clock.getDelayedCalls(), [])
 
+    def test_a_flood_from_everywhere_is_a_short_line_too(self) -> None:
+        """What is told apart may name addresses, of which a sender has as many as it likes."""
+        tally = Tally(Clock())
+        tally.open()
+        with capturedLogs() as events:
+            for number in range(2000):
+                tally.refuse(Refused(403, f"2001:db8::{number:x} is not welcome"))
+            tally.note("202 accepted: push on github")
+            tally.close()
+        first, rest = self.said(events)
+        self.assertEqual((sum(first.values()), sum(rest.values())), (1, 2000))
+        self.assertEqual((len(rest), rest["403 and others"]), (52, 1949))
+        self.assertEqual(rest["202 accepted: push on github"], 1)
+        self.assertEqual(tally.refusals, {403: 2000})
+
     def test_a_closed_one_leaves_nothing_unsaid_and_no_timer(self) -> None:
         clock = Clock()
         tally = Tally(clock)

@@ -6,7 +6,6 @@ somebody else's page. It holds no rules of deploying, and renders no page but th
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from ipaddress import ip_address
@@ -22,7 +21,7 @@ from twisted_hook.hooks import media_type
 from twisted_hook.model import Refused
 from twisted_hook.peers import connected_from
 from twisted_hook.rates import Rate
-from twisted_hook.sessions import LIFETIME, Session, Sessions, is_foreign, is_same
+from twisted_hook.sessions import LIFETIME, Session, Sessions, is_foreign, is_over_tls, is_same, name_in
 from twisted_hook.site import GuardedRequest, Limits
 from twisted_hook.streams import MOST
 
@@ -35,7 +34,6 @@ LIMITS = Limits(
 SAFE = frozenset({b"GET", b"HEAD"})
 FORM = b"application/x-www-form-urlencoded"
 MOST_FIELDS = 50
-_PORT = re.compile(r":[0-9]+\Z")
 API, METRICS, STATIC, LOGIN, LOGOUT = b"/api/", b"/metrics", b"/static/", b"/login", b"/logout"
 ALLOWED = {LOGIN: SAFE | {b"POST"}, LOGOUT: frozenset({b"POST"})}
 HTML = b"text/html; charset=utf-8"
@@ -140,7 +138,7 @@ class Console:
 
     def _is_ours(self, host: str | None) -> bool:
         """Whether the name is one of ours: a page that lets its own name point here shall not pass for one (T40)."""
-        name = _PORT.sub("", host or "").strip("[]").rstrip(".").lower()
+        name = name_in(host or "")
         try:
             ip_address(name)
         except ValueError:
@@ -164,7 +162,7 @@ class Console:
         """Know who asks; a page for people is answered to a stranger too, with the question for the token."""
         given = _only(request, b"authorization")
         if given is not None:
-            if not is_same(given, f"Bearer {self._token}"):
+            if not is_same(_bearer(given), self._token):
                 self._refuse_stranger(request, "a wrong token")
         else:
             request.visitor = self._visitor(request)
@@ -279,16 +277,26 @@ def _is_public(path: bytes) -> bool:
 
 
 def _is_secure(request: GuardedRequest) -> bool:
-    """Whether the browser speaks TLS, to us or to a proxy whose word counts."""
+    """Whether the browser speaks TLS, to us or to a proxy: by the word of one that counts, or by its own.
+
+    A browser refuses a cookie for TLS alone that comes without TLS, and whoever logs in would be asked again for ever.
+    """
     connected = connected_from(getattr(request.client, "host", None))
     told = request.site.limits.trusted.covers(connected) and _only(request, b"x-forwarded-proto") == "https"
-    return bool(request.isSecure()) or told
+    host, fetch_site = _only(request, b"host") or "", _only(request, b"sec-fetch-site")
+    return bool(request.isSecure()) or told or is_over_tls(host=host, fetch_site=fetch_site)
 
 
 def _only(request: GuardedRequest, name: bytes) -> str | None:
     """The one value of a header. Of several none is believed, but they are not taken for none."""
     values = request.header(name)
     return b", ".join(values).decode("latin-1") if values else None
+
+
+def _bearer(authorization: str) -> str:
+    """The token in it; empty where there is none. The scheme may be in any case (RFC 9110, 11.1)."""
+    scheme, _, token = authorization.partition(" ")
+    return token.lstrip(" ") if scheme.lower() == "bearer" else ""
 
 
 def _allow(request: GuardedRequest, methods: Collection[bytes]) -> None:

@@ -91,9 +91,11 @@ class Intake:
             request.setHeader(b"Allow", b"POST")
             raise Refused(405, "a method other than POST")
         published = self._published(hook)
-        if not all(hook.admits(sender, published) for sender in request.senders):
+        shut_out = [sender for sender in request.senders if not hook.admits(sender, published)]
+        if shut_out:
             self._shut_out(hook)
-            raise Refused(403, "an address that the hook is not delivered to from")
+            addresses = " or ".join(sorted(map(str, shut_out)))
+            raise Refused(403, f"{addresses} is not in only_from of {hook.name}")
         if any(coding.lower() != b"identity" for coding in request.header(b"content-encoding")):
             raise Refused(415, "an encoded body")
         if media_type(request.header) not in (JSON, FORM):

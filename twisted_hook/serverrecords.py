@@ -76,12 +76,18 @@ def alive(directory: Path) -> list[Record]:
     """The servers that still run, the oldest first. What is recorded of others is forgotten."""
     found = []
     for path in directory.glob("*.json"):
-        record = _read(path)
-        if record is not None and start_time(record.pid) == record.started:
+        record = running(path)
+        if record is not None:
             found.append(record)
         else:
             path.unlink(missing_ok=True)
     return sorted(found, key=lambda record: (record.started, record.pid))
+
+
+def running(path: Path) -> Record | None:
+    """What this file records, if that server still runs. Changes nothing."""
+    record = _read(path)
+    return record if record is not None and start_time(record.pid) == record.started else None
 
 
 def end_all(directory: Path, *, patience: float = 0.0) -> None:

@@ -10,11 +10,13 @@ from __future__ import annotations
 import hmac
 import re
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 LIFETIME = 14 * 86_400
 """Seconds for which a session lasts after it was last renewed."""
 RENEWAL = 86_400
 """Seconds after which one that is in use is renewed."""
+_PORT = re.compile(r":[0-9]+\Z")
 _COOKIE = re.compile(r"([0-9a-f]{32})-([0-9]{1,12})-([0-9a-f]{64})")
 
 
@@ -78,3 +80,25 @@ def is_foreign(*, host: str, origin: str | None, fetch_site: str | None) -> bool
     if fetch_site is not None:  # behind a proxy the host may be another than the browser's
         return fetch_site not in ("same-origin", "none")
     return origin is not None and origin.partition("://")[2].lower() != host.lower()
+
+
+def name_in(host: str) -> str:
+    """The name or the address in a ``Host`` header, in lower case and without brackets."""
+    return _PORT.sub("", host).strip("[]").rstrip(".").lower()
+
+
+def is_over_tls(*, host: str, fetch_site: str | None) -> bool:
+    """Whether the browser asks by https, as far as it tells that itself; no proxy in between need say so.
+
+    ``Sec-Fetch-Site`` is sent to https alone, and to the browser's own machine
+    (https://www.w3.org/TR/fetch-metadata/#sec-fetch-site-header), where this is not to be told from plain http.
+    """
+    name = name_in(host)
+    if fetch_site is None or not name or name == "localhost" or name.endswith(".localhost"):
+        return False
+    try:
+        address = ip_address(name)
+    except ValueError:
+        return True
+    address = getattr(address, "ipv4_mapped", None) or address
+    return not (address.is_loopback or address.is_unspecified)

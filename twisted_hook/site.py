@@ -57,6 +57,8 @@ STAYING = frozenset({401, 403, 404, 405, 415})
 RETRY_AFTER = b"30"
 QUIET = 60.0
 """Seconds between two warnings of senders who are refused too often: there may be thousands of them."""
+MOST_TOLD = 50
+"""So many refusals one line of the log tells apart."""
 PROXY_HINT = (
     "; if many senders share that address, name the proxy in server.trusted_proxies, and each will count for itself"
 )
@@ -125,6 +127,12 @@ class Tally:
         self._counts[what] += 1
         if self._pause is None:
             self._say()
+
+    def refuse(self, refused: Refused) -> None:
+        """One more refusal, told apart from others by its reason as far as there is room: it may name an address."""
+        what, most = f"{refused.status} {refused.reason}", len(self._counts) >= MOST_TOLD
+        self.note(f"{refused.status} and others" if most and what not in self._counts else what)
+        self.refusals[refused.status] += 1
 
     def _say(self) -> None:
         self._pause = None
@@ -317,8 +325,7 @@ class GuardedRequest(Request):
             self.setHeader(b"Retry-After", RETRY_AFTER)
         elif refused.status < 500:
             self.site.count_refusal(self)
-        self.site.tally.note(f"{refused.status} {refused.reason}")
-        self.site.tally.refusals[refused.status] += 1
+        self.site.tally.refuse(refused)
         return self.site.says(refused)
 
     def _count(self, size: int) -> None:

@@ -491,21 +491,20 @@ class Hookdeploy(Service):
         self._reload_waits = False
         if not self.running:
             return
+        self._admit_token()
         try:
             settings = configfile.load(self._path, self._environ)
             if settings.config.state != self._settings.config.state:
                 raise CannotStart("state: another state directory needs a restart")
             _prepare(settings.config)
-            token = apitoken.token_of(settings.config.state)
             self._ports.take(settings.config, held=self._still_held)
             begun = await self._begin_anew(settings)
-        except (BadToken, CannotStart, CannotListen, ConfigError) as error:
+        except (CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
             await self._ports.keep_only(self._settings.config)
             return
         self._warn(settings)
-        self._admit(token)
         self._show_pages(settings)
         listened = self._settings.config.dashboard.listen
         await self._apply(settings, begun)
@@ -513,13 +512,23 @@ class Hookdeploy(Service):
             self._readers.end()  # who followed events at what is closed; the others come back
         self._log.info("the configuration was read again")
 
-    def _admit(self, token: str) -> None:
-        """Believe this token only, also of those who follow events already."""
+    def _admit_token(self) -> None:
+        """Believe the token in its file only, also of those who follow events already.
+
+        Before the configuration, whose faults are none of its own: who has removed it takes the old one for void.
+        """
+        try:
+            token = apitoken.token_of(self._settings.config.state)
+        except BadToken as error:
+            self._log.error("the API's token stays as it was: {fault}", fault=str(error))
+            return
         if token == self._token:
             return
         self._token = token
+        self._tools.redactor = self._tools.redactor.knowing((token,))
         self._console.admit(token)
         self._readers.end()
+        self._log.info("the API's token is another one now; the old one, and every session that it began, have ended")
 
     def _warn(self, settings: Settings) -> None:
         for warning in settings.warnings:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from twisted_hook import addresses
+from twisted_hook import addresses, serverrecords
 from twisted_hook.addresses import Address
 from twisted_hook.cli.doctor.finding import Finding, ok, problem, skipped, warning
 from twisted_hook.cli.doctor.patient import Patient
@@ -31,6 +31,10 @@ class Holder:
     pid: int
     words: str
     """Its command line."""
+    ours: bool = False
+    """The keeper of this state directory, or a server that an earlier run has left serving."""
+    keeps: Path | None = None
+    """The state directory of which it is the keeper."""
 
 
 def doors(patient: Patient) -> Iterator[Finding]:
@@ -63,7 +67,8 @@ def binds(patient: Patient, app: AppConfig) -> Iterator[Finding]:
 def _tcp(patient: Patient, name: str, address: Address, elsewhere: str) -> Finding:
     sockets = [inode for other, inode in listening() if addresses.collide(address, other)]
     running = patient.running.pid if patient.running else None
-    return judge(name, address[1], sockets, holders(sockets), running=running, elsewhere=elsewhere, user=patient.user)
+    held_by = holders(sockets, patient.state)
+    return judge(name, address[1], sockets, held_by, running=running, elsewhere=elsewhere, user=patient.user)
 
 
 def judge(
@@ -79,13 +84,15 @@ def judge(
     """``sockets`` listen there, ``held_by`` those processes that we may see; ``running`` is our own server."""
     if any(holder.pid == running for holder in held_by):
         return ok(name, f"hookdeploy listens (pid {running})")
-    if held_by and all(_is_of_an_earlier_run(holder) for holder in held_by):
+    if held_by and all(holder.ours for holder in held_by):
         return ok(name, f"kept for hookdeploy by what an earlier run has left serving (pid {held_by[0].pid})")
     if not sockets:
         return _judge_free(name, port, running=running, user=user)
     if running and not held_by:
         return ok(name, "somebody listens; whose socket it is, only root may see")
-    words = f"pid {held_by[0].pid}, {clean(held_by[0].words)[:80]}" if held_by else "somebody that only root may see"
+    words = (
+        _named(next(holder for holder in held_by if not holder.ours)) if held_by else "somebody that only root may see"
+    )
     remedy = f"sudo ss -ltnp 'sport = :{port}'; end that, or take another: {elsewhere}"
     return problem(name, f"port {port} is taken by {words}", remedy)
 
@@ -102,9 +109,10 @@ def _judge_free(name: str, port: int, *, running: int | None, user: str) -> Find
     return ok(name, f"port {port} is free")
 
 
-def _is_of_an_earlier_run(holder: Holder) -> bool:
-    """Its keeper of sockets, and the servers that a restart has left alone."""
-    return "twisted_hook/keeper.py" in holder.words or "hookdeploy-" in holder.words
+def _named(holder: Holder) -> str:
+    if holder.keeps is not None:
+        return clean(f"another hookdeploy: pid {holder.pid}, the keeper of {holder.keeps}")
+    return f"pid {holder.pid}, {clean(holder.words)[:80]}"
 
 
 def _lowest_port() -> int:
@@ -155,15 +163,31 @@ def _host(shown: str) -> str:
     return "" if address.is_unspecified else str(address)
 
 
-def holders(sockets: Sequence[int]) -> list[Holder]:
-    """The processes that have these sockets, as far as we may see (proc_pid_fd(5))."""
+def holders(sockets: Sequence[int], state: Path | None) -> list[Holder]:
+    """The processes that have these sockets, as far as we may see (proc_pid_fd(5)); ``state`` is our own."""
     wanted = {f"socket:[{inode}]" for inode in sockets}
+    left = {record.pid for record in _left_serving(state)} if wanted else set()
     found = []
     for process in Path("/proc").glob("[0-9]*") if wanted else ():
         try:
             if any(str(fd.readlink()) in wanted for fd in (process / "fd").iterdir()):
-                words = os.fsdecode((process / "cmdline").read_bytes().replace(b"\0", b" ")).strip()
-                found.append(Holder(int(process.name), words))
+                pid, argv = int(process.name), os.fsdecode((process / "cmdline").read_bytes()).rstrip("\0").split("\0")
+                keeps = _kept_by(argv)
+                ours = os.getsid(pid) in left if keeps is None else state is not None and keeps == state.resolve()
+                found.append(Holder(pid, " ".join(argv).strip(), ours, keeps))
         except OSError:
             continue  # gone, or somebody else's
     return found
+
+
+def _left_serving(state: Path | None) -> Iterator[serverrecords.Record]:
+    """The servers of this state directory, each of which has a session for itself and its workers."""
+    for path in state.glob("apps/*/servers/*.json") if state else ():
+        if record := serverrecords.running(path):
+            yield record
+
+
+def _kept_by(argv: Sequence[str]) -> Path | None:
+    """The state directory whose keeper was started in this way."""
+    is_keeper = len(argv) > 1 and Path(argv[-2]).parts[-2:] == ("twisted_hook", "keeper.py")
+    return Path(argv[-1]).parent.resolve() if is_keeper else None
