@@ -7,6 +7,7 @@ import select
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ from twisted_hook.keeping import PATIENCE as KEEPER_PATIENCE
 from twisted_hook.process import Reactor
 
 PYTHON = sys.executable
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Seconds after which a condition that does not come true fails its test."""
 
 
@@ -43,11 +44,35 @@ def keepers(path: Path) -> list[int]:
     return found
 
 
+def killed_as_soon_as_it_has_started_one(path: Path, *, late: bool = False) -> int:
+    """What a process leaves that is killed as its keeper begins to run; gives the pid. A late one is stopped there."""
+    begin = (sys.executable, "-c", STARTER, str(path), *(["late"] if late else []))
+    return int(subprocess.run(begin, stdout=subprocess.PIPE, text=True, check=False).stdout)
+
+
 def until(condition: Callable[[], object], what: str) -> None:
     limit = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < limit, f"waited in vain for {what}"
         time.sleep(0.01)
+
+
+STARTER = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from twisted_hook import keeping
+
+class Last(subprocess.Popen):
+    def __init__(self, *arguments, **given):
+        super().__init__(*arguments, **given)
+        if "late" in sys.argv:
+            os.kill(self.pid, signal.SIGSTOP)
+        print(self.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+keeping.subprocess.Popen = Last
+keeping.Keeper(Path(sys.argv[1])).reach()
+"""
 
 
 class KeeperFixture(SynchronousTestCase):
@@ -305,6 +330,25 @@ class KeeperTests(KeeperFixture):
         self.assertEqual(copy.getsockname(), listener.getsockname())
         self.the_one(path)
 
+    def test_one_whose_starter_dies_before_it_runs_ends_by_itself(self) -> None:
+        """A stop in the moment of a start: nobody was left to tell the keeper that it is not needed."""
+        killed_as_soon_as_it_has_started_one(self.path)
+        until(lambda: not keepers(self.path), "the end of the keeper")
+        self.assertFalse(self.path.exists())
+
+    def test_one_whose_starter_has_died_is_in_nobodys_way_however_late_it_comes(self) -> None:
+        """It must neither wait for ever without a name, nor take away the name of the next."""
+        late = killed_as_soon_as_it_has_started_one(self.path, late=True)
+        release = threading.Timer(0.1, os.kill, (late, signal.SIGCONT))
+        release.start()
+        keeper = self.reached()
+        release.join()
+        until(lambda: late not in keepers(self.path), "the end of the late one")
+        keeper.hold("door", self.listener())
+        self.leave(keeper)
+        self.assertIsNotNone(self.taken(self.reached(), "door"))
+        self.the_one()
+
     def test_a_call_before_it_was_reached_is_refused(self) -> None:
         self.assertRaises(NoKeeper, Keeper(self.path).take, "door")
 
@@ -445,3 +489,4 @@ class WatchTests(KeeperFixture):
         turns.advance(0)
         keeper.end()
         self.assertEqual((keepers(self.path), turns.read, turns.getDelayedCalls()), ([], [], []))
+        self.assertFalse(self.path.exists())

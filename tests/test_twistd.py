@@ -8,6 +8,8 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +25,7 @@ from tests.installed import (
     PATIENCE,
     RELEASE,
     SECRET,
+    TWISTD,
     Hookdeploy,
     Origin,
     free_port,
@@ -38,6 +41,17 @@ from twisted_hook.cli.send import send
 
 HELD = RELEASE + 'build = ["sh DIRECTORY/build.sh"]\n'
 BUILD = "echo >> DIRECTORY/built; while [ -e DIRECTORY/hold ]; do sleep 0.02; done"
+
+STOPPED = """
+import os, signal
+from twisted_hook import tap
+take = tap.Hookdeploy.take
+def taken(*arguments, **given):
+    service = take(*arguments, **given)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return service
+tap.Hookdeploy.take = taken
+"""
 
 PHASES = ["fetching", "building", "starting", "checking", "swapping", "done"]
 
@@ -778,6 +792,39 @@ def test_sigterm_after_an_adoption_leaves_nothing(either: Hookdeploy) -> None:
     assert not (either.state / "keeper.sock").exists()
     assert not any(is_listened_on(port) for port in (either.hook_port, either.app_port))
     assert list(either.state.glob("apps/*/servers/*")) == []
+
+
+def told_to_stop_when_all_is_taken(hookdeploy: Hookdeploy) -> subprocess.CompletedProcess[str]:
+    """A start to which SIGTERM comes before the reactor runs, and so before Twisted hears any."""
+    return subprocess.run(
+        (sys.executable, "-c", STOPPED + TWISTD[2], "-n", "--pidfile=", "hookdeploy"),
+        cwd=hookdeploy.directory,
+        env=hookdeploy.environ,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_stop_in_the_moment_of_a_start_leaves_nothing(release: Hookdeploy) -> None:
+    """Neither what the start had begun, nor what an earlier hookdeploy has left to it."""
+    release.start()
+    release.wait_for_page("one")
+    release.stop(signal.SIGQUIT)
+    assert processes_of(release.directory)
+    stopped = told_to_stop_when_all_is_taken(release)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr
+    until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
+    assert not (release.state / "keeper.sock").exists()
+    assert list(release.state.glob("apps/*/servers/*")) == []
+
+
+def test_a_start_that_fails_when_all_is_taken_leaves_nothing(release: Hookdeploy) -> None:
+    failed = release.run("-n", "--pidfile=", "--logfile=no/such/directory/log")
+    assert "No such file or directory" in failed.stderr
+    until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
+    assert not (release.state / "keeper.sock").exists()
+    assert not is_listened_on(release.app_port)
 
 
 def test_a_keeper_that_was_killed_is_replaced_at_once_and_a_kill_of_ours_then_costs_nothing(

@@ -162,28 +162,35 @@ class SocketServer:
         chosen: it serves only if there is no other. One that was still at its gate has never met a request, and is
         killed.
         """
-        found: dict[int, AdoptedServer] = {}
+        found = self._take_over()
+        chosen = serverrecords.to_serve([record for record, _ in found])
+        if chosen is not None:
+            [server] = [server for record, server in found if record is chosen]
+            with suppress(OSError):  # it serves all the same
+                server.chosen()
+            self._serve_with(server, chosen.launch)
+            self._log.info("{app}: server {pid} serves on", app=self._app.name, pid=chosen.pid)
+        for record, server in found:
+            if record is not chosen:
+                server.drain()
+        return self._launch
+
+    def _take_over(self) -> list[tuple[serverrecords.Record, AdoptedServer]]:
+        """What an earlier hookdeploy has left and we do not know yet, the oldest first."""
+        found = []
         ours = {process.pid for process in self._alive}
-        records = [record for record in serverrecords.alive(self._records) if record.pid not in ours]
-        for record in records:
+        for record in serverrecords.alive(self._records):
+            if record.pid in ours:
+                continue
             if serverrecords.gate_is_shut(record.pid):
                 signal_group(record.pid, signal.SIGKILL)
                 serverrecords.forget(self._records, record.pid)  # nobody watches it
                 continue
             with suppress(ProcessLookupError):  # it has just gone
-                found[record.pid] = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)
-        for server in found.values():
+                found.append((record, AdoptedServer(self._reactor, self._as_recorded(record), record.pid)))
+        for _, server in found:
             self._watch(server)
-        chosen = serverrecords.to_serve([record for record in records if record.pid in found])
-        if chosen is not None:
-            server = found.pop(chosen.pid)
-            with suppress(OSError):  # it serves all the same
-                server.chosen()
-            self._serve_with(server, chosen.launch)
-            self._log.info("{app}: server {pid} serves on", app=self._app.name, pid=chosen.pid)
-        for server in found.values():
-            server.drain()
-        return self._launch
+        return found
 
     @property
     def outdated(self) -> bool:
@@ -207,6 +214,7 @@ class SocketServer:
         """Drain whatever runs and close the socket; nothing is left when this returns."""
         self._stopping = True
         self._cancel_revival()
+        self._take_over()  # we may be stopped before it was our turn to adopt what was left to us
         for process in list(self._alive):
             process.drain()
         for process in list(self._alive):

@@ -1,9 +1,9 @@
 """The keeper: a process of its own that holds every listening socket, so that none closes when hookdeploy dies.
 
-A program of the standard library alone, run as ``python keeper.py <path>``: it serves one client at a time on a unix
-socket at that path, takes descriptors under names, and hands out copies. It never reads from the sockets that it holds.
-It ends
-when it is told to, or when its client leaves and there is nothing to hold.
+A program of the standard library alone, run as ``python keeper.py <path>`` with a listening unix socket at that path as
+its standard input: it serves one client at a time there, takes descriptors under names, and hands out copies. It never
+reads from the sockets that it holds. It ends when it is told to, or when its client leaves and there is nothing to
+hold; who starts it is its first client already, so that none waits for somebody who has died.
 """
 
 from __future__ import annotations
@@ -20,19 +20,14 @@ LONGEST = 65536
 
 def main(path: str) -> None:
     """Serve until there is nothing left to do."""
-    directory, name = os.path.split(path)  # pathlib would be most of what this process has in memory
-    os.chdir(directory)  # the address of a unix socket has room for some hundred bytes
-    door = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    door.bind(name)
-    os.chmod(name, 0o600)  # noqa: PTH101
-    door.listen(8)
+    door = socket.socket(fileno=0)
     held: dict[str, int] = {}
     wanted = True
     while wanted:
         client, _ = door.accept()
         with client:
             wanted = serve(client, held)
-    os.unlink(name)  # noqa: PTH108
+    os.unlink(path)  # noqa: PTH108 - pathlib would be most of what this process has in memory
 
 
 def serve(client: socket.socket, held: dict[str, int]) -> bool:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -30,7 +30,7 @@ PROGRAM = Path(__file__).with_name("keeper.py")
 PATIENCE = 5.0
 """Seconds that the keeper may take to start, or to answer."""
 LOOK = 0.01
-"""Seconds between two looks whether it has started."""
+"""Seconds between two looks whether one that replaces another has started."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 """Seconds before a keeper that keeps dying is replaced once more."""
 STEADY = 300.0
@@ -57,14 +57,17 @@ class Keeper:
         """
         self._starting: subprocess.Popen[bytes] | None = None
         """A keeper that was started and has not answered yet."""
+        self._calling: socket.socket | None = None
+        """Our call to that one."""
         self._watch: _Watch | None = None
 
     def reach(self) -> None:
         """Connect to the keeper, or start one. Raises ``NoKeeper``."""
+        self._give_up_starting()  # it serves one client at a time, and that is our earlier call
         try:
-            self._work_with(self._connect() or self._start())
-        except OSError:  # the one that answered the call was already dying
-            self._work_with(self._start())
+            self._work_with(self._call())
+        except OSError:  # there is none, or the one that took the call was already dying
+            self._start()
 
     def take(self, name: str) -> socket.socket | None:
         """A copy of the listening socket that is held under this name, if there is one."""
@@ -110,24 +113,24 @@ class Keeper:
             self._connection = None
 
     def _reached(self) -> bool:
-        """Whether one answers by now; it is then given everything. Raises ``OSError`` if it dies of that."""
-        connection = self._connect()
-        if connection is not None:
-            self._work_with(connection)
-        return connection is not None
+        """Whether the one that was started answers by now; it is then given everything. Raises ``OSError``."""
+        if self._calling is None or not _readable(self._calling):
+            return False
+        self._work_with(self._calling)
+        return True
 
-    def _work_with(self, connection: socket.socket) -> None:
+    def _work_with(self, call: socket.socket) -> None:
         if self._watch is not None:
             self._watch.stop()
         if self._connection is not None:
             self._connection.close()
-        self._connection = connection
-        _ask(connection, "take", [], None)  # one that is dying may still take a call, but it answers nothing
+        self._connection = call
+        _answer(call)
         for name, listener in self._held.items():
-            _ask(connection, "hold", [name], listener)
-        self._starting = None
+            _ask(call, "hold", [name], listener)
+        self._starting = self._calling = None
         if self._watch is not None:
-            self._watch.begin(connection)
+            self._watch.begin(call)
 
     def _remember(self, name: str, listener: socket.socket) -> None:
         if name in self._held:
@@ -149,49 +152,66 @@ class Keeper:
         """Asked for once, as it may cost a descriptor."""
         return unix_address(self._path)
 
-    def _connect(self) -> socket.socket | None:
+    def _call(self) -> socket.socket:
+        """A connection to it, with a first question: one that is dying may still take a call, but answers nothing."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(PATIENCE)
         try:
             connection.connect(self._address)
+            _say(connection, "take", [])
         except OSError:
             connection.close()
-            return None
+            raise
         return connection
 
-    def _start(self) -> socket.socket:
-        self._launch()
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            connection = self._connect()
-            if connection is not None:
-                return connection
-            time.sleep(LOOK)
-        raise NoKeeper(f"the keeper of the sockets did not start within {PATIENCE:g} s")
+    def _start(self) -> None:
+        """Start one, and give it everything. Raises ``NoKeeper``."""
+        try:
+            self._work_with(self._launch())
+        except OSError as error:
+            raise NoKeeper(f"the keeper of the sockets did not start: {error}") from error
 
-    def _launch(self) -> None:
-        """Start one, and do not wait for it. Raises ``NoKeeper``."""
+    def _launch(self) -> socket.socket:
+        """Start one, and do not wait for it; gives a call that it will answer. Raises ``NoKeeper``.
+
+        Its door is made and called at here, before it runs. So it learns of our death however early that comes, and
+        whoever is started after us finds it before it has begun.
+        """
         self._give_up_starting()
         try:
             self._path.unlink(missing_ok=True)
-            self._starting = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(PROGRAM), str(self._path)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd="/",
-                env={},
-            )
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
+                door.bind(self._address)
+                self._path.chmod(0o600)
+                door.listen(8)
+                self._calling = self._call()
+                self._starting = self._run(door)
         except OSError as error:
+            self._give_up_starting()
             raise NoKeeper(f"the keeper of the sockets could not be started: {error}") from error
+        return self._calling
+
+    def _run(self, door: socket.socket) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(PROGRAM), str(self._path)],
+            stdin=door.fileno(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd="/",
+            env={},
+        )
 
     def _give_up_starting(self) -> None:
-        """There must not be two: the first would wait for ever at a name that the second has taken from it."""
+        """There must not be two: the first would remove the name of the second when it ends."""
         if self._starting is not None:
             self._starting.kill()
             self._starting.wait()
             self._starting = None
+        if self._calling is not None:
+            self._calling.close()
+            self._calling = None
+            self._path.unlink(missing_ok=True)
 
 
 @implementer(IReadDescriptor)
@@ -200,7 +220,7 @@ class _Watch:
 
     _log = Logger()
 
-    def __init__(self, reactor: Reactor, *, start: Callable[[], None], reached: Callable[[], bool]) -> None:
+    def __init__(self, reactor: Reactor, *, start: Callable[[], object], reached: Callable[[], bool]) -> None:
         self._reactor = reactor
         self._start = start
         self._reached = reached
@@ -267,11 +287,25 @@ def _ask(
     connection: socket.socket, what: str, names: Sequence[str], listener: int | None = None
 ) -> socket.socket | None:
     """Ask the keeper one thing; the socket that it gave, if it gave one. Raises ``OSError`` if it has gone."""
+    _say(connection, what, names, listener)
+    return _answer(connection)
+
+
+def _say(connection: socket.socket, what: str, names: Sequence[str], listener: int | None = None) -> None:
     given = [] if listener is None else [listener]
     socket.send_fds(connection, [json.dumps({"do": what, "names": names}).encode()], given)
+
+
+def _answer(connection: socket.socket) -> socket.socket | None:
     answer, descriptors, _, _ = socket.recv_fds(connection, LONGEST, 1)
     if not answer:
         raise ConnectionResetError("the keeper hung up")
     for descriptor in descriptors:
         os.set_inheritable(descriptor, False)
     return socket.socket(fileno=descriptors[0]) if descriptors else None
+
+
+def _readable(connection: socket.socket) -> bool:
+    poll = select.poll()  # unlike select, for descriptors of any number
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))

@@ -74,11 +74,14 @@ class Ports:
             for listener in taken.values():
                 listener.close()
             raise CannotListen("\n".join(problems))
-        for bind, listener in taken.items():
+        self._listeners.update(taken)
+
+    def hand_over(self) -> None:
+        """Have the keeper hold every socket, so that they outlive us."""
+        for bind, listener in self._listeners.items():
             self._keeper.hold(_kept_name(bind), listener)
         self.door.hand_over()
         self.dashboard.hand_over()
-        self._listeners.update(taken)
 
     def of(self, app: AppConfig) -> socket.socket | None:
         """The app's own hold on the socket on which it is served: ours outlasts an app that is exchanged."""

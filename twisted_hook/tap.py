@@ -122,6 +122,9 @@ class CannotStart(Exception):
 def makeService(options: Options) -> Hookdeploy:
     """What ``twistd`` runs. Exits with 1, and a line for each fault, if it cannot run."""
     path = options["config"]
+    # Twisted does this when the reactor runs; who dies before that leaves what an earlier hookdeploy has left to us.
+    signal.signal(signal.SIGTERM, global_reactor.sigTerm)  # type: ignore[attr-defined]
+    signal.signal(signal.SIGINT, global_reactor.sigInt)  # type: ignore[attr-defined]
     try:
         pidfile = options.parent["pidfile"] if options.parent else ""
         service = Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
@@ -162,6 +165,8 @@ class Hookdeploy(Service):
         self._leaving = False
         """The apps and the sockets are left to the next hookdeploy."""
         self._upgrading = False
+        self._has_begun = False
+        """The sockets are handed over, and what was left to us is ours."""
         self._systemd = Systemd.from_environ(reactor, environ, self._in_short)
         self._reloading = DeferredLock()
         self._reload_waits = False
@@ -307,6 +312,8 @@ class Hookdeploy(Service):
         for app in self._apps.values():  # before anything is put into a lane: what is held back is not to be replaced
             if (await app.steering()).paused:
                 app.lane.pause()
+        self._ports.hand_over()  # not before the reactor runs: a start that is cut off until here leaves no socket behind
+        self._has_begun = True
         # All of this in one turn of the reactor: a lane that began in between would deploy before it serves.
         homeless = [each for each in unfinished if each.app not in self._apps]
         for deployment in unfinished:
@@ -417,6 +424,8 @@ class Hookdeploy(Service):
 
     def _cannot_begin(self, failure: Failure) -> None:
         self._log.failure("hookdeploy cannot start", failure)
+        if not self._has_begun:
+            self._leaving = True  # what an earlier hookdeploy has left serves on, as after a crash
         atexit.register(_exit_failed)
         self._reactor.stop()
 
@@ -498,6 +507,7 @@ class Hookdeploy(Service):
                 raise CannotStart("state: another state directory needs a restart")
             _prepare(settings.config)
             self._ports.take(settings.config, held=self._still_held)
+            self._ports.hand_over()
             begun = await self._begin_anew(settings)
         except (CannotStart, CannotListen, ConfigError) as error:
             for line in str(error).splitlines():
