@@ -312,7 +312,8 @@ class Hookdeploy(Service):
         for app in self._apps.values():  # before anything is put into a lane: what is held back is not to be replaced
             if (await app.steering()).paused:
                 app.lane.pause()
-        self._ports.hand_over()  # not before the reactor runs: a start that is cut off until here leaves no socket behind
+        # Not before the reactor runs: a start that is cut off until here leaves no socket behind.
+        self._ports.hand_over()
         self._has_begun = True
         # All of this in one turn of the reactor: a lane that began in between would deploy before it serves.
         homeless = [each for each in unfinished if each.app not in self._apps]
