@@ -57,7 +57,7 @@ def _of_gitea(name: str) -> Pages:
     )
 
 
-_BITBUCKET = "under the repository's Repository settings → Webhooks"
+_BITBUCKET = "under Repository settings → Webhooks"
 
 PAGES: Mapping[str, Pages] = MappingProxyType(
     {
@@ -84,7 +84,7 @@ PAGES: Mapping[str, Pages] = MappingProxyType(
         "bitbucket": Pages(
             name="Bitbucket",
             adding=f"{_BITBUCKET} → Add webhook",
-            editing="under Repository settings → Webhooks → Edit",
+            editing=f"{_BITBUCKET} → Edit",
             pushes=("Triggers", "Repository push"),
             event="repo:push",
             keys="under its Repository settings → Access keys → Add key",
@@ -92,7 +92,7 @@ PAGES: Mapping[str, Pages] = MappingProxyType(
         "bitbucket-server": Pages(
             name="Bitbucket",
             adding=f"{_BITBUCKET} → Create webhook",
-            editing="under Repository settings → Webhooks → Edit",
+            editing=f"{_BITBUCKET} → Edit",
             pushes=("Events", "Repository: Push"),
             event="repo:refs_changed",
             keys="under its Repository settings → Access keys → Add key, with the permission to read",
@@ -119,13 +119,7 @@ _AT: Mapping[str, str] = MappingProxyType(
         "invent.kde.org": "gitlab",
     }
 )
-_NAMED = {
-    "github": "github",
-    "gitlab": "gitlab",
-    "gitea": "gitea",
-    "forgejo": "forgejo",
-    "bitbucket": "bitbucket-server",
-}
+_NAMED = ("github", "gitlab", "gitea", "forgejo", "bitbucket")
 
 
 def forge_at(host: str) -> str | None:
