@@ -707,6 +707,18 @@ def test_github_is_asked_with_the_token_of_the_hook(place: Place) -> None:
     assert (finding.status, "401" in finding.finding, "canary" in finding.finding) == (WARNING, True, False)
 
 
+def test_of_another_forge_nothing_of_github_is_asked_or_said(place: Place) -> None:
+    place.write(hook='forge = "gitlab"', public='public_url = "https://deploy.example.com"')
+    patient = place.patient()
+    assert patient.config is not None
+    (finding,) = webhook.webhooks(patient, patient.config.hooks[0], patient.config.apps["blog"])
+    assert finding.status is SKIPPED
+    assert "at GitLab" in finding.finding
+    assert finding.remedy.startswith("look there, under Settings → Webhooks → Edit: ")
+    assert "https://deploy.example.com/hooks/github" in finding.remedy
+    assert "GitHub" not in finding.remedy
+
+
 def test_without_a_token_it_says_what_to_look_at(place: Place) -> None:
     patient = place.patient()
     assert patient.config is not None

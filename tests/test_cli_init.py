@@ -23,6 +23,7 @@ from twisted_hook.cli.questions import find_wsgi
 from twisted_hook.cli.starter import Answers, configuration, toml_string, unit
 from twisted_hook.config import AppConfig, parse
 from twisted_hook.configfile import Settings, load
+from twisted_hook.forges import FORGES, flaw
 
 FILES = {"hookdeploy.toml", "hook.secret", "hookdeploy.service"}
 URL = "https://github.com/acme/blog.git"
@@ -116,12 +117,111 @@ def test_json_tells_a_program_the_same(place: Path) -> None:
     result = init("--json", "--repository", URL)
     assert json.loads(result.stdout) == {
         "ok": True,
+        "forge": "github",
         "files": [str(place / name) for name in ("hookdeploy.toml", "hook.secret", "hookdeploy.service")],
         "payload_url": "http://<this server>:8000/hooks/github",
         "content_type": "application/json",
         "secret": (place / "hook.secret").read_text().strip(),
         "events": ["push"],
     }
+
+
+# --- other forges
+
+
+@pytest.mark.parametrize(
+    ("repository", "forge", "pasted"),
+    [
+        ("https://gitlab.com/acme/blog.git", "gitlab", ["URL ADDRESS", "Secret token SECRET", "Trigger Push events"]),
+        (
+            "https://codeberg.org/acme/blog.git",
+            "forgejo",
+            [
+                "Target URL ADDRESS",
+                "HTTP method POST",
+                "POST content type application/json",
+                "Secret SECRET",
+                "Trigger on Push events",
+            ],
+        ),
+        ("https://gitea.com/acme/blog.git", "gitea", ["Target URL ADDRESS", "Secret SECRET"]),
+        ("https://bitbucket.org/acme/blog.git", "bitbucket", ["URL ADDRESS", "Triggers Repository push"]),
+        ("https://bitbucket.example.com/scm/ACME/blog.git", "bitbucket-server", ["Events Repository: Push"]),
+        ("https://gitlab.example.com/acme/blog.git", "gitlab", ["Secret token SECRET"]),
+        ("https://github.example.com/acme/blog.git", "github", ["Payload URL ADDRESS", "Events Just the push event"]),
+    ],
+)
+def test_the_forge_is_known_by_the_host_and_gets_a_hook_and_words_of_its_own(
+    place: Path, repository: str, forge: str, pasted: list[str]
+) -> None:
+    result = init("--yes", "--repository", repository, "--public-url", "https://deploy.example.com")
+    assert result.exit_code == 0, result.output
+    (hook,) = settings_in(place).hooks
+    assert (hook.forge, hook.path) == (forge, f"/hooks/{forge}")
+    (subscription,) = hook.subscriptions
+    assert subscription.serves("acme/blog")
+    lines = [" ".join(line.split()) for line in result.stdout.splitlines()]
+    secret = (place / "hook.secret").read_text().strip()
+    for line in pasted:
+        assert line.replace("ADDRESS", f"https://deploy.example.com/hooks/{forge}").replace("SECRET", secret) in lines
+    assert ("GitHub" in result.output) == (forge == "github")
+    assert "taken for" not in result.stderr
+
+
+@pytest.mark.parametrize("forge", FORGES)
+def test_whatever_the_forge_what_it_signs_with_the_secret_is_believed(place: Path, forge: str) -> None:
+    result = init("--json", "--repository", "https://git.example.com/acme/blog.git", "--forge", forge)
+    said = json.loads(result.stdout)
+    (hook,) = settings_in(place).hooks
+    assert hook.keys == (said["secret"].encode(),)
+    assert flaw(forge, hook.keys[0]) == ""
+    assert (said["forge"], said["payload_url"]) == (forge, f"http://<this server>:8000/hooks/{forge}")
+    events = {"bitbucket": ["repo:push"], "bitbucket-server": ["repo:refs_changed"]}.get(forge, ["push"])
+    assert said["events"] == events
+
+
+def test_a_host_that_tells_no_forge_is_asked_about(place: Path) -> None:
+    repository = "https://git.example.com/acme/blog.git"
+    result = init("--repository", repository, said="subversion\ngitea\n" + "\n" * 7)
+    assert result.exit_code == 0, result.output
+    assert "must be one of github, gitlab, gitea" in result.output
+    assert settings_in(place).hooks[0].forge == "gitea"
+    result = init("--yes", "--force", "--repository", repository)
+    assert settings_in(place).hooks[0].forge == "github"
+    assert "git.example.com is taken for GitHub's; if another forge is there: --forge NAME --force" in result.stderr
+    result = init("--yes", "--force", "--repository", repository, "--forge", "github")
+    assert "is taken for" not in result.output
+
+
+def test_a_repository_in_a_group_of_a_group_is_served_under_its_whole_name(place: Path) -> None:
+    """GitLab names it by its whole path, and a delivery for a name that nobody serves is refused."""
+    assert init("--yes", "--repository", "https://gitlab.com/acme/web/blog.git").exit_code == 0
+    (subscription,) = settings_in(place).hooks[0].subscriptions
+    assert subscription.serves("acme/web/blog")
+
+
+def test_a_clone_of_another_forge_is_deployed_in_place(clone: Path) -> None:
+    subprocess.run(["git", "remote", "set-url", "origin", "https://gitlab.com/acme/web/blog.git"], check=True)
+    assert init("--yes", "--in-place", ".").exit_code == 0
+    (hook,) = settings_in(clone).hooks
+    assert (hook.forge, hook.subscriptions[0].serves("acme/web/blog")) == ("gitlab", True)
+
+
+def test_what_is_for_github_alone_is_not_taken_to_another_forge(
+    place: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """T07: the token is sent nowhere."""
+    monkeypatch.setenv("GITHUB_TOKEN", "ghp_canary")
+    gitlab = ("--yes", "--repository", "git@gitlab.com:acme/blog.git", *PUBLIC)
+    with githubapi.saying(answers()) as (api, asked):
+        result = init(*gitlab, "--api", api)
+        assert (result.exit_code, list(place.iterdir())) == (2, [])
+        assert "GitHub alone" in result.stderr
+        result = init(*gitlab)
+    assert (result.exit_code, asked) == (0, [])
+    assert "Settings → Repository → Deploy keys" in result.stdout
+    assert "ssh may not know gitlab.com yet" in result.stdout
+    assert not (home / ".ssh").exists()
 
 
 # --- never overwrites

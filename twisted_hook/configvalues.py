@@ -280,6 +280,11 @@ def _check_url(value: str) -> None:
 
 def name_of(url: str) -> str:
     """What a forge most likely calls the repository: the last two components of the URL's path, without .git."""
+    return "/".join(path_of(url)[-2:])
+
+
+def path_of(url: str) -> list[str]:
+    """The components of the path of a repository's URL, without .git."""
     if "://" in url:
         where = unquote(url.partition("://")[2].partition("/")[2])
     else:
@@ -289,7 +294,7 @@ def name_of(url: str) -> str:
         components.pop()
     if components:
         components[-1] = components[-1].removesuffix(".git")
-    return "/".join(components[-2:])
+    return components
 
 
 def repository_name(value: str) -> str:

@@ -10,7 +10,6 @@ import getpass
 import json
 import os
 import platform
-import secrets
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,10 @@ from twisted_hook import configvalues
 from twisted_hook.cli import FAILED, atforge, starter
 from twisted_hook.cli.atforge import May, Outcome, set_up
 from twisted_hook.cli.forge import GITHUB_HOSTS, GitHubRepository, host_of
+from twisted_hook.cli.forgepages import PAGES, forge_at
 from twisted_hook.cli.questions import Questions, Wishes
-from twisted_hook.cli.starter import HOOK_PATH, KEY_FILE, SECRET_FILE, Answers
+from twisted_hook.cli.rotation import new_secret
+from twisted_hook.cli.starter import KEY_FILE, SECRET_FILE, Answers
 from twisted_hook.commands import Ambient, protocols_of
 from twisted_hook.config import ConfigError, parse
 from twisted_hook.configfile import DEFAULT_NAME, load
@@ -43,6 +44,9 @@ UNIT_NAME = "hookdeploy.service"
 @click.option("--repository", metavar="URL", help="What to deploy: https://…, ssh://…, git@host:path or a local path.")
 @click.option(
     "--in-place", metavar="PATH", type=click.Path(path_type=Path), help="An existing clone to keep up to date."
+)
+@click.option(
+    "--forge", type=click.Choice([*PAGES]), help="What delivers the pushes.  [default: by the repository's host]"
 )
 @click.option("--branch", metavar="NAME", help="The branch to deploy; the remote's default branch if it is left out.")
 @click.option("--app", metavar="NAME", help="What to call it.")
@@ -79,8 +83,8 @@ def init(
 ) -> None:
     """Write hookdeploy.toml, a secret and a systemd unit.
 
-    Inside a clone of the project most answers are found by themselves. Afterwards it says what to paste at GitHub; with
-    a token for it, it makes the webhook and the deploy key there itself.
+    Inside a clone of the project most answers are found by themselves. Afterwards it says what to paste at the forge;
+    with a token for GitHub, it makes the webhook and the deploy key there itself.
     """
     directory = Path.cwd() / (directory or ".")
     if print_unit:
@@ -88,7 +92,10 @@ def init(
         return
     token, asking = _token(token_file), not (yes or as_json)
     _refuse_to_overwrite(directory, force=force)
-    answers = Questions(Wishes(**flags), directory, ask=asking).answers()
+    at_github = bool(token_file or api)
+    answers = Questions(Wishes(**flags, at_github=at_github), directory, ask=asking).answers()
+    if at_github and answers.forge != "github":
+        raise click.UsageError(f"--token-file and --api are for GitHub alone, and this is {PAGES[answers.forge].name}")
     made = _written(answers, directory, force=force)
     done = _at_forge(made, token, api, may=lambda question: not asking or click.confirm(question, default=True))
     if as_json:
@@ -97,6 +104,9 @@ def init(
         click.echo("\n".join(_instructions(made, done)))
     for failure in done.failures:
         click.echo(f"\n{clean(failure)}", err=True)
+    host = _host(answers)
+    if host and flags["forge"] is None and not (asking or at_github or forge_at(host)):
+        click.echo(f"\n{host} is taken for GitHub's; if another forge is there: --forge NAME --force", err=True)
     _check_written(directory / DEFAULT_NAME)
     if done.failures:
         raise click.exceptions.Exit(FAILED)
@@ -142,7 +152,7 @@ def _written(answers: Answers, directory: Path, *, force: bool) -> Made:
     if answers.deploy_key:
         _refuse_to_overwrite(directory, force=force, names=_names(answers))
     service = starter.unit(answers, config=config, twistd=_twistd(), user=getpass.getuser())
-    secret = secrets.token_hex(32)
+    secret = new_secret(answers.forge, ())
     try:
         directory.mkdir(parents=True, exist_ok=True)
         public = _new_key(directory / KEY_FILE, answers) if answers.deploy_key else ""
@@ -224,7 +234,7 @@ def _at_forge(made: Made, token: str | None, api: str | None, *, may: May) -> Ou
     """What a token, or GitHub's word on its host keys, saves a person."""
     url = made.answers.repository or _origin_of(made.answers)
     host, outcome = host_of(url), Outcome()
-    if not host or (not api and host not in GITHUB_HOSTS):
+    if made.answers.forge != "github" or not host or (not api and host not in GITHUB_HOSTS):
         return outcome
     github = GitHubRepository(configvalues.name_of(url), api=api or api_of(host), token=token)
     if token and made.answers.public_url is None:
@@ -232,7 +242,9 @@ def _at_forge(made: Made, token: str | None, api: str | None, *, may: May) -> Ou
     elif token:
         key = (_title(made.answers), made.public) if made.public else None
         payload_url = made.answers.payload_url
-        outcome = set_up(github, payload_url=payload_url, path=HOOK_PATH, secret=made.secret, key=key, may=may)
+        outcome = set_up(
+            github, payload_url=payload_url, path=made.answers.hook_path, secret=made.secret, key=key, may=may
+        )
     known = atforge.known_hosts()
     if made.public and not atforge.is_known(host, known) and may(f"Let ssh know the host keys of {host} ({known})"):
         try:
@@ -241,6 +253,11 @@ def _at_forge(made: Made, token: str | None, api: str | None, *, may: May) -> Ou
             outcome.failures.append(f"ssh does not know the host keys of {host}: {failed}; hookdeploy doctor helps")
     github.close()
     return outcome
+
+
+def _host(answers: Answers) -> str:
+    """Where the repository is; empty if it is on this machine."""
+    return clean(host_of(answers.repository or _origin_of(answers)))
 
 
 def _origin_of(answers: Answers) -> str:
@@ -257,11 +274,12 @@ def _origin_of(answers: Answers) -> str:
 def _facts(made: Made, done: Outcome) -> dict[str, object]:
     facts = {
         "ok": not done.failures,
+        "forge": made.answers.forge,
         "files": [str(made.directory / name) for name in made.files],
         "payload_url": made.answers.payload_url,
         "content_type": "application/json",
         "secret": made.secret,
-        "events": ["push"],
+        "events": [PAGES[made.answers.forge].event],
     }
     at_github = {"webhook": done.webhook, "deploy_key": made.public, "deploy_key_added": done.key_added}
     return {**facts, **{name: value for name, value in at_github.items() if value}}
@@ -271,7 +289,7 @@ def _instructions(made: Made, done: Outcome) -> Iterator[str]:
     config = made.directory / DEFAULT_NAME
     yield f"Written in {made.directory}:"
     yield f"  {DEFAULT_NAME:20} the configuration"
-    yield f"  {SECRET_FILE:20} what GitHub and hookdeploy share, for nobody else to read"
+    yield f"  {SECRET_FILE:20} what {PAGES[made.answers.forge].name} and hookdeploy share, for nobody else to read"
     yield f"  {UNIT_NAME:20} a systemd unit"
     if made.public:
         yield f"  {KEY_FILE:20} with which ssh reads the repository, for nobody else to read"
@@ -289,28 +307,34 @@ def _instructions(made: Made, done: Outcome) -> Iterator[str]:
 
 
 def _to_paste(made: Made, done: Outcome) -> Iterator[str]:
+    pages = PAGES[made.answers.forge]
     if done.webhook:
         yield f"At GitHub the webhook was {done.webhook}; it delivers to {made.answers.payload_url}"
         yield ""
     else:
-        yield "At GitHub, under the repository's Settings → Webhooks → Add webhook:"
-        yield f"  Payload URL    {made.answers.payload_url}"
-        yield "  Content type   application/json"
-        yield f"  Secret         {made.secret}"
-        yield "  Events         Just the push event"
+        yield f"At {pages.name}, {pages.adding}:"
+        fields = [*pages.fields(made.answers.payload_url, made.secret)]
+        width = max(14, *(len(label) for label, _ in fields))
+        yield from (f"  {label:{width}} {value}" for label, value in fields)
         yield ""
     if done.key_added:
         yield "At GitHub the deploy key was added, for reading alone."
         yield ""
     elif made.public:
-        yield "And under its Settings → Deploy keys → Add deploy key, without write access:"
-        yield f"  Key            {made.public}"
+        yield f"And {pages.keys}:"
+        yield f"  {'Key':14} {made.public}"
         yield ""
 
 
 def _notes(answers: Answers, directory: Path) -> Iterator[str]:
+    pages, host = PAGES[answers.forge], _host(answers)
     if answers.public_url is None:
-        yield "The address above is a guess: GitHub must reach this server by it. Set public_url once it is known."
+        guess = "The address above is a guess"
+        yield f"{guess}: {pages.name} must reach this server by it. Set public_url once it is known."
+    if pages.note:
+        yield pages.note
+    if answers.deploy_key and answers.forge != "github" and not atforge.is_known(host, atforge.known_hosts()):
+        yield f"ssh may not know {host} yet, and there is nobody to ask then: hookdeploy doctor says how it gets to."
     if not answers.deploy_key and protocols_of(answers.repository or "") == "ssh":
         yield f"The server fetches over ssh as {getpass.getuser()}, whose key must be a deploy key of the repository."
     if _is_in_a_clone(directory):

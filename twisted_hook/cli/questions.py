@@ -15,9 +15,12 @@ from urllib.parse import urlsplit
 import click
 
 from twisted_hook import addresses, configvalues
+from twisted_hook.cli.forge import host_of
+from twisted_hook.cli.forgepages import PAGES, forge_at
 from twisted_hook.cli.starter import Answers
 from twisted_hook.commands import Ambient, protocols_of
 from twisted_hook.config import app_name
+from twisted_hook.configvalues import path_of
 from twisted_hook.localgit import LocalClone, NotUsable, clone_around, look_at_clone
 
 NONE = "-"
@@ -38,6 +41,9 @@ class Wishes:
     state: str | None
     in_place: Path | None
     deploy_key: bool | None = None
+    forge: str | None = None
+    at_github: bool = False
+    """Something was given that is for GitHub alone."""
 
 
 class Questions:
@@ -56,6 +62,8 @@ class Questions:
         # A clone tells about what is deployed only if it is a clone of that.
         seen = clone if clone and (in_place or repository == _origin(clone)) else None
         name = in_place.name if in_place else configvalues.name_of(repository or "").rpartition("/")[2]
+        url = repository or (_origin(clone) if clone else None) or ""
+        forge = self._forge(url)
         app = self._required("Name of the app", "app", configvalues.name, app_name(name))
         branch = self._optional(
             "Branch", "branch", configvalues.branch, seen.branch if seen else None, without="the remote's default"
@@ -77,8 +85,17 @@ class Questions:
                 without="not known yet",
             ),
             state=Path(self._required("State directory", "state", _state, str(self._default_state(app, clone)))),
-            deploy_key=self._deploy_key(repository or (_origin(clone) if clone else None) or ""),
+            deploy_key=self._deploy_key(url),
+            forge=forge,
+            names=_names(forge, url),
         )
+
+    def _forge(self, url: str) -> str:
+        """As the host of the repository tells, else as a person does; else GitHub."""
+        host = host_of(url)
+        known = forge_at(host) or ("github" if self._wishes.at_github or not host or not self._ask else None)
+        forge = self._wishes.forge or known
+        return forge or self._required(f"Forge at {host} ({', '.join(PAGES)})", "forge", _forge, "github")
 
     def _deploy_key(self, url: str) -> bool:
         over_ssh, wish = protocols_of(url) == "ssh", self._wishes.deploy_key
@@ -163,6 +180,21 @@ def _valid(check: Callable[[str], str], value: str, flag: str | None) -> str:
 
 def _placed(check: Callable[[str, Path], str]) -> Callable[[str], str]:
     return lambda value: check(value, Path.cwd())
+
+
+def _forge(value: str) -> str:
+    if value not in PAGES:
+        raise ValueError(f"must be one of {', '.join(PAGES)}")
+    return value
+
+
+def _names(forge: str, url: str) -> tuple[str, ...]:
+    """What a repository in a group of a group is called at GitLab: its whole path.
+
+    The configuration itself would take the last two components, which is right if GitLab is not at its host's root.
+    """
+    path = path_of(url)
+    return ("/".join(path), "/".join(path[-2:])) if forge == "gitlab" and host_of(url) and len(path) > 2 else ()
 
 
 def _state(value: str) -> str:

@@ -12,13 +12,13 @@ from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 from tomlkit.items import AoT, Array
 
+from twisted_hook.cli.forgepages import PAGES
 from twisted_hook.cli.starter import toml_string
 from twisted_hook.config import Config, HookConfig, SecretSource, read
 from twisted_hook.forges.standard import PREFIX
@@ -94,18 +94,6 @@ def _meaning(config: Config) -> Config:
 
 # --- what to do then
 
-_PAGES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {
-        "github": ("At GitHub, under Settings → Webhooks → Edit", "Secret"),
-        "gitlab": ("At GitLab, under Settings → Webhooks → Edit", "Secret token"),
-        "gitea": ("At Gitea, under Settings → Webhooks → Edit", "Secret"),
-        "forgejo": ("At Forgejo, under Settings → Webhooks → Edit", "Secret"),
-        "bitbucket": ("At Bitbucket, under Repository settings → Webhooks → Edit", "Secret"),
-        "bitbucket-server": ("At Bitbucket, under Repository settings → Webhooks → Edit", "Secret"),
-        "standard": ("At the sender, in the settings of the webhook", "Signing secret"),
-    }
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
@@ -122,7 +110,8 @@ class Rotation:
 
     def steps(self) -> Iterator[str]:
         """What a person does next, in this order, so that no delivery is refused meanwhile."""
-        page, label = _PAGES[self.hook.forge]
+        pages = PAGES[self.hook.forge]
+        label = pages.secret
         if self.hook.forge == "gitlab" and self.secret.startswith(PREFIX.decode()):
             label = "Signing token"
         kept = ", ".join(source.words for source in self.hook.secrets)
@@ -134,7 +123,7 @@ class Rotation:
             yield "     it does not run, and its next start reads it"
         else:
             yield f"     sudo systemctl reload hookdeploy   (or kill -HUP {self.pid})"
-        yield f"2. {page}, of every webhook that delivers to {self.address}:"
+        yield f"2. At {pages.name}, {pages.editing}, of every webhook that delivers to {self.address}:"
         yield f"     {label}   {self.secret}"
         yield "3. After the next push, or a redelivery, see that it has taken over:"
         yield f"     hookdeploy status --config {self.config}"

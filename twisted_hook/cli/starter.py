@@ -16,8 +16,6 @@ from twisted_hook.config import parse
 
 SECRET_FILE = "hook.secret"  # noqa: S105 - the name of a file
 KEY_FILE = "deploy_key"
-HOOK_PATH = "/hooks/github"
-
 
 DASHBOARD = "tcp:8001:interface=127.0.0.1"
 """Where its pages are, unless something else is there."""
@@ -38,14 +36,22 @@ class Answers:
     state: Path
     deploy_key: bool = False
     """Whether the repository gets a key of its own, in ``KEY_FILE`` beside the configuration."""
+    forge: str = "github"
+    """Where the repository is; its hook has the same name."""
+    names: tuple[str, ...] = ()
+    """What the forge calls the repository, where the configuration would not find it by itself."""
+
+    @property
+    def hook_path(self) -> str:
+        return f"/hooks/{self.forge}"
 
     @property
     def payload_url(self) -> str:
-        """Where GitHub is to deliver, as far as it can be told."""
+        """Where the forge is to deliver, as far as it can be told."""
         if self.public_url:
-            return self.public_url + HOOK_PATH
+            return self.public_url + self.hook_path
         address = addresses.endpoint_address(self.listen)
-        return f"http://<this server>{f':{address[1]}' if address else ''}{HOOK_PATH}"
+        return f"http://<this server>{f':{address[1]}' if address else ''}{self.hook_path}"
 
 
 def toml_string(text: str) -> str:
@@ -84,7 +90,9 @@ def _general_part(answers: Answers) -> Iterator[str]:
     yield "# Pages for people on this machine; hookdeploy open prints a link. From afar: ssh -L 8001:127.0.0.1:8001"
     yield f"{'# ' if _is_taken(answers) else ''}listen = [{toml_string(DASHBOARD)}]"
     yield ""
-    yield f"[hooks.github]  # POST {HOOK_PATH}"
+    yield f"[hooks.{answers.forge}]  # POST {answers.hook_path}"
+    if answers.forge != "github":
+        yield _setting("forge", answers.forge)
     yield "# Several secrets may be valid at a time, so that a new one can follow the old one without a gap."
     yield f"secrets = [{{ file = {toml_string(SECRET_FILE)} }}]"
     yield ""
@@ -92,13 +100,16 @@ def _general_part(answers: Answers) -> Iterator[str]:
 
 def _app_part(answers: Answers) -> Iterator[str]:
     yield f"[apps.{answers.app}]"
-    yield 'hook = "github"'
+    yield _setting("hook", answers.forge)
     if answers.in_place is not None:
         yield "# This clone itself is kept up to date: a fetch from its origin, and a rebase."
         yield 'mode = "in-place"'
         yield _setting("path", str(answers.in_place))
     else:
         yield _setting("repository", answers.repository)
+    if answers.names:
+        yield "# What the forge calls it in what it delivers."
+        yield f"names = [{', '.join(map(toml_string, answers.names))}]"
     if answers.deploy_key:
         yield "# With which ssh reads it; its public half is a deploy key at the forge."
         yield _setting("deploy_key", KEY_FILE)

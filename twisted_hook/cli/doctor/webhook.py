@@ -12,6 +12,7 @@ from twisted_hook.cli.doctor.finding import Finding, ok, problem, skipped, warni
 from twisted_hook.cli.doctor.git import remote_of
 from twisted_hook.cli.doctor.patient import Patient
 from twisted_hook.cli.forge import GitHubRepository, host_of
+from twisted_hook.cli.forgepages import PAGES
 from twisted_hook.config import AppConfig, HookConfig
 from twisted_hook.githubrest import api_of
 from twisted_hook.localgit import NotUsable
@@ -29,7 +30,12 @@ def webhooks(patient: Patient, hook: HookConfig, app: AppConfig) -> Iterator[Fin
     public_url = patient.config.server.public_url if patient.config else None
     address = f"{public_url or 'https://<this server>'}{hook.path}"
     if hook.forge != "github":
-        yield skipped(name, f"only GitHub's can be asked for, and this is one of {hook.forge}", _by_hand(address))
+        pages = PAGES[hook.forge]
+        yield skipped(
+            name,
+            f"only GitHub can be asked for it, and this one is made at {pages.name}",
+            f"look there, {pages.editing}: it should deliver pushes to {address}, and show no failures",
+        )
         return
     token = patient.tokens.get(hook.name)
     try:
