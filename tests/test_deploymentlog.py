@@ -81,6 +81,14 @@ class FileLogTests(SynchronousTestCase):
         self.log.close()
         self.assertEqual(self.text(), f"12:00:00 $ login {MASK}\n{MASK}{MASK}\n")
 
+    def test_what_escape_sequences_keep_apart_is_masked_as_well(self) -> None:
+        """P80: as a search shows it that paints what it has found."""
+        half = len(SECRET) // 2
+        for apart in (b"\x1b[31m", b"\x1b[01;31m\x1b[K", b"\x1b]0;title\x07", b"\x1b[m" * 9):
+            printed = SECRET[:half].encode() + apart + SECRET[half:].encode()
+            for at in range(len(printed)):
+                self.assertEqual(colourless(self.logged(printed[:at], printed[at:])), f"{MASK}\n")
+
     def test_a_secret_is_not_put_together_from_two_commands(self) -> None:
         self.log.write(SECRET[:5].encode())
         self.log.heading("next")

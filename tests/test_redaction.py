@@ -13,7 +13,7 @@ from twisted_hook.redaction import MASK, CleaningStream, RedactingStream, Redact
 
 # Few letters, so that beginnings of secrets, overlaps and the mask's own brackets come up all the time.
 SECRETS = st.lists(st.text("ab[]", min_size=1, max_size=5), min_size=1, max_size=3)
-CHUNKS = st.lists(st.text("abc[]", max_size=6).map(str.encode), max_size=6)
+CHUNKS = st.lists(st.text("abc[]", max_size=6).map(str.encode) | st.sampled_from([b"\x1b[m", b"\x1b[31m"]), max_size=6)
 TERMINAL = st.lists(
     st.sampled_from(
         [
@@ -45,6 +45,20 @@ class MaskTests(SynchronousTestCase):
 
     def test_a_secret_is_not_read_as_a_pattern(self) -> None:
         self.assertEqual(Redactor(["a.c"]).mask(b"abc a.c"), f"abc {MASK}".encode())
+
+    def test_a_colour_or_any_other_sequence_within_a_secret_does_not_hide_it(self) -> None:
+        """P80: as a search shows it that paints what it has found."""
+        redactor = Redactor(["hunter2", "a\nb"])
+        self.assertEqual(
+            redactor.mask(b"<\x1b[1mhun\x1b[31mter\x1b[m2\x1b[m>"), b"<\x1b[1m[secret]\x1b[31m\x1b[m\x1b[m>"
+        )
+        self.assertEqual(redactor.text("<hun\x1b[31m\x1b[Kter\x1b]0;title\x072> a\r\nb"), f"<{MASK}> {MASK}")
+
+    def test_a_mask_stays_what_it_is(self) -> None:
+        for secret in ("secret", "[secret]", "]a", "t]a"):
+            redactor = Redactor([secret])
+            once = redactor.mask(f"a{secret}a".encode())
+            self.assertEqual(redactor.mask(once), once)
 
     def test_an_empty_secret_masks_nothing(self) -> None:
         self.assertEqual(Redactor([""]).mask(b"abc"), b"abc")
@@ -78,6 +92,12 @@ class RedactingStreamTests(SynchronousTestCase):
     def test_however_a_stream_is_cut_the_same_is_masked(self, secrets: list[str], chunks: list[bytes]) -> None:
         redactor = Redactor(secrets)
         self.assertEqual(masked(redactor.stream(), chunks), redactor.mask(b"".join(chunks)))
+
+    def test_colours_without_end_are_not_held_back_without_end(self) -> None:
+        stream = Redactor(["secret"]).stream()
+        stream.feed(b"sec")
+        shown = b"".join(stream.feed(b"\x1b[31m" * 100) for _ in range(100))
+        self.assertGreater(len(shown), 40_000)
 
     @given(st.binary(min_size=1, max_size=40), st.integers(0, 40), st.integers(0, 40))
     def test_a_secret_cut_in_three_is_masked(self, around: bytes, one: int, other: int) -> None:

@@ -39,7 +39,7 @@ class FileLog:
         self._path = path
         self._grown = grown
         self._redactor = redactor
-        self._masking = redactor.stream()
+        self._masking, self._masking_again = redactor.stream(), redactor.stream()
         self._cleaning = CleaningStream(clean_but_colours)
         self._now = now
         self._file: BinaryIO | None = None
@@ -58,7 +58,7 @@ class FileLog:
         if self._broken or self._lost or self._size >= CAP:
             self._lost += len(data)
         else:
-            self._show(self._cleaning.feed(self._masking.feed(data)))
+            self._show(self._masking_again.feed(self._cleaning.feed(self._masking.feed(data)).encode()))
 
     def close(self) -> None:
         self._end_output()
@@ -68,7 +68,8 @@ class FileLog:
 
     def _end_output(self) -> None:
         """Show what is held back of a command's output, and begin a new line."""
-        self._show(self._cleaning.feed(self._masking.flush()) + self._cleaning.flush())
+        rest = self._cleaning.feed(self._masking.flush()) + self._cleaning.flush()
+        self._show(self._masking_again.feed(rest.encode()) + self._masking_again.flush())
         if self._coloured:
             self._append(_PLAIN)
             self._coloured = False
@@ -78,9 +79,8 @@ class FileLog:
             self._append(f"[truncated: {self._lost} bytes more]\n".encode())
             self._lost = 0
 
-    def _show(self, text: str) -> None:
+    def _show(self, data: bytes) -> None:
         """Append output as far as there is room for it, and never half a character, or half a colour."""
-        data = text.encode()
         shown = data[: max(0, CAP - self._size)].decode("utf-8", "ignore").encode()
         if len(shown) < len(data):
             shown = _BEGUN_COLOUR.sub(b"", shown)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
 MASK = "[secret]"
@@ -20,6 +21,9 @@ _OTHER = r"[ -/]{0,8}"
 _ESCAPE_SEQUENCE = re.compile(rf"\x1b(?:{_CSI}[@-~]|{_OSC}(?:\x07|\x1b\\)|{_OTHER}[0-~])")
 _COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
 """Select graphic rendition: how what follows is to look, and nothing else."""
+_COLOUR_BYTES = re.compile(_COLOUR.pattern.encode())
+_MOST_COLOURS = 4096
+"""Bytes of colours within what may be a secret, for which a stream waits for more of it."""
 _UNFINISHED = re.compile(rf"\r\Z|\x1b(?:{_CSI}|{_OSC}\x1b?|{_OTHER})\Z")
 
 
@@ -69,6 +73,7 @@ class Redactor:
         # Variables of the environment may hold any bytes: Python keeps those that are no UTF-8 as surrogates.
         self._known = frozenset(secret for secret in secrets if secret)
         known = {secret.encode("utf-8", "surrogateescape") for secret in self._known}
+        known |= {MASK.encode()} if known else set()  # so that what is masked can be masked again
         self._secrets = sorted(known, key=len, reverse=True)  # the longest first: a secret may contain another
         self._pattern = re.compile(b"|".join(re.escape(secret) for secret in self._secrets)) if self._secrets else None
 
@@ -78,25 +83,35 @@ class Redactor:
         return self if new == self._known else Redactor(new)
 
     def mask(self, data: bytes) -> bytes:
-        """The data with every secret masked."""
-        return self._pattern.sub(MASK.encode(), data) if self._pattern else data
+        """The data with every secret masked; a colour within one hides it not, and stays."""
+        return self._masked(data, lambda plain, start: len(plain))[0]
 
     def mask_begun(self, data: bytes) -> tuple[bytes, bytes]:
         """The data with every secret masked up to where, at its end, one may have begun; and the rest, as it came."""
-        begun = self._begun(data, 0)
+        return self._masked(data, self._begun)
+
+    def _masked(self, data: bytes, begun_in: Callable[[bytes, int], int]) -> tuple[bytes, bytes]:
+        plain, place = _without_colours(data)
+        begun = begun_in(plain, 0)
         shown, position = [], 0
-        for found in self._pattern.finditer(data) if self._pattern else ():
+        for found in self._pattern.finditer(plain) if self._pattern else ():
             if found.start() >= begun:
                 break
-            shown += [data[position : found.start()], MASK.encode()]
-            position = found.end()
-            if position > begun:
-                begun = self._begun(data, position)
-        return b"".join((*shown, data[position:begun])), data[begun:]
+            start, end = place(found.start()), place(found.end())
+            shown += [data[position:start], MASK.encode(), *_COLOUR_BYTES.findall(data, start, end)]
+            position = end
+            if found.end() > begun:
+                begun = begun_in(plain, found.end())
+        rest = place(begun)
+        if len(data) - rest > len(plain) - begun + _MOST_COLOURS:
+            rest = len(data)
+        return b"".join((*shown, data[position:rest])), data[rest:]
 
     def text(self, text: str) -> str:
         """The text with every secret masked and every control character made harmless."""
-        return clean(self.mask(text.encode("utf-8", "replace")).decode("utf-8", "replace"))
+        masked = self.mask(text.encode("utf-8", "replace")).decode("utf-8", "replace")
+        shown = clean(masked)  # which may put together what an escape sequence has kept apart
+        return shown if shown == masked else self.mask(shown.encode()).decode("utf-8", "replace")
 
     def stream(self) -> RedactingStream:
         return RedactingStream(self)
@@ -111,6 +126,17 @@ class Redactor:
             if at != -1:
                 first = at
         return first
+
+
+def _without_colours(data: bytes) -> tuple[bytes, Callable[[int], int]]:
+    """The data without colours, and where in the data each place of that is."""
+    if b"\x1b" not in data:
+        return data, lambda place: place
+    places, lengths = [], [0]
+    for found in _COLOUR_BYTES.finditer(data):
+        places.append(found.start() - lengths[-1])
+        lengths.append(lengths[-1] + len(found[0]))
+    return _COLOUR_BYTES.sub(b"", data), lambda place: place + lengths[bisect_right(places, place)]
 
 
 class RedactingStream:
