@@ -6,6 +6,7 @@ And what the tests of the installed program begin with.
 from __future__ import annotations
 
 import gc
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def logged_failures() -> Iterator[list[LogEvent]]:
     finally:
         globalLogPublisher.removeObserver(collector)
     assert not collector.found, [event["log_failure"].getTraceback() for event in collector.found]
+
+
+def pytest_configure() -> None:
+    """Who runs tests in the background of a script has them ignore SIGINT, and so all that they start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -26,7 +26,7 @@ from tests.test_clone import MODES, ROOT, START, World, begin_a_rebase, git_at_w
 from twisted_hook.model import Command, CommandResult, StepFailed
 from twisted_hook.process import SpawningRunner
 
-MANY = 1000
+MANY = 300
 MIDDLE = f"many/{MANY // 2:04}"
 BACK_AND_FORTH = ("forwards", "back")
 
@@ -192,12 +192,12 @@ async def test_a_checkout_that_was_killed_is_taken_back(
 @pytest.mark.parametrize(
     ("update", "way", "seen"),
     [
-        ("rebase", "forwards", 700),
+        ("rebase", "forwards", 210),
         ("rebase", "back", 3),
-        ("ff-only", "forwards", 300),
-        ("ff-only", "back", 980),
+        ("ff-only", "forwards", 90),
+        ("ff-only", "back", 294),
         ("reset", "forwards", 3),
-        ("reset", "back", 500),
+        ("reset", "back", 150),
     ],
 )
 @pytest_twisted.ensureDeferred
@@ -222,19 +222,19 @@ async def test_what_a_person_does_in_a_half_tree_is_kept(
     await prepare(world, update, way)
     kill_at(world, MIDDLE, update, way)
     world.write("many/0001", "my edit of what git has written\n")
-    world.write("many/0900", "my edit of what git has not written yet\n")
+    world.write("many/0270", "my edit of what git has not written yet\n")
     world.write("notes", "my notes\n")
     world.write("new.py", "mine\n")
-    (world.path / "many" / "0901").unlink()
-    (world.path / "many" / "0901").mkdir()
-    world.write("many/0901/inner", "mine in a directory\n")
+    (world.path / "many" / "0271").unlink()
+    (world.path / "many" / "0271").mkdir()
+    world.write("many/0271/inner", "mine in a directory\n")
     await world.clone(update).recover(run, None)
     assert world.git("status", "--porcelain", "-uall").split("\n") == ["M notes", "?? new.py", "?? uploads/photo"]
     assert (world.read("notes"), world.read("uploads/photo")) == ("my notes\n", "precious\n")
     edits = {
         "many/0001": "my edit of what git has written\n",
-        "many/0900": "my edit of what git has not written yet\n",
-        "many/0901/inner": "mine in a directory\n",
+        "many/0270": "my edit of what git has not written yet\n",
+        "many/0271/inner": "mine in a directory\n",
     }
     saved = edits | (IN_ITS_WAY if update == "reset" else {})
     assert world.saved() == saved
