@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,11 +80,10 @@ def test_a_reload_opens_and_closes_the_port_and_an_upgrade_keeps_it(release: Hoo
         until(lambda: _status(client, _bearer(release)) == 200, "answer at the new port")
         with client.stream("GET", "/api/v1/events", headers=_bearer(release)) as events:
             assert next(events.iter_lines()) == "retry: 2000"
-            began = time.monotonic()
             _signal(release, signal.SIGUSR2)
             release.wait_for_log("the dashboard is at")  # it was not at the first start
             until(lambda: _status(client, _bearer(release)) == 200, "answer after the upgrade")
-        assert time.monotonic() - began < 20
+        assert "took longer than" not in release.log
         with client.stream("GET", "/api/v1/events", headers=_bearer(release)) as events:
             lines = events.iter_lines()
             assert next(lines) == "retry: 2000"

@@ -229,7 +229,6 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(
     door = make(idle=0.5)
     hello = client_hello(b"localhost")
     async with opened(door, ssl_at(tmp_path)) as port:
-        began = reactor.seconds()
         wire = await connect(port)
         if begun == b"half":
             wire.send(hello[:100])
@@ -238,8 +237,8 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(
             await deferLater(reactor, 0.02)
             if wire.lost is not None:
                 break
+        assert begun != b"trickle" or wire.lost is not None, "each byte put the deadline off"
         await wire.closed()
-        assert reactor.seconds() - began < PATIENCE / 2
         assert not door.site.connected
 
 

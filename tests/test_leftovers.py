@@ -63,7 +63,7 @@ class LeftoversTests(SynchronousTestCase):
         self.assertEqual(sorted(event["pid"] for event in events), sorted(pids))
 
     def assert_gone(self, process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-        self.assertEqual(process.wait(5), -number)
+        self.assertEqual(process.wait(60), -number)
 
     def test_a_recorded_command_is_ended_and_forgotten(self) -> None:
         server = self.sleeper()
@@ -77,7 +77,7 @@ class LeftoversTests(SynchronousTestCase):
         server = self.start(sys.executable, "-c", f"{script}; time.sleep(99)", ready=True)
         leftovers.record(self.record("server"), server.pid)
         leftovers.end_all(self.directory)
-        self.assertEqual(server.wait(5), 7)
+        self.assertEqual(server.wait(60), 7)
 
     def test_a_command_that_does_not_end_is_killed_with_its_children(self) -> None:
         note = self.directory / "worker"
@@ -87,7 +87,7 @@ class LeftoversTests(SynchronousTestCase):
         self.assert_dead(int(note.read_text()))
 
     def assert_dead(self, pid: int) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while (state := self.state(pid)) not in {None, "Z", "X"}:
             self.assertLess(time.monotonic(), deadline, state)
             time.sleep(0.01)

@@ -23,7 +23,7 @@ from tests import payloads
 from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, processes_of, put_away, site, until
 from tests.test_twistd import is_alone, server_of
 
-SOON = 10.0
+SOON = 60.0
 """Seconds from a start until what was cut off is done."""
 MIB = 1 << 20
 

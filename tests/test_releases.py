@@ -745,7 +745,7 @@ print(reads)
     running = [subprocess.Popen(argv, stdout=subprocess.PIPE) for _ in range(2)]
     yield counts
     stop.touch()
-    counts += [int(reader.communicate(timeout=20)[0] or 0) for reader in running]
+    counts += [int(reader.communicate(timeout=60)[0] or 0) for reader in running]
     stop.unlink()
 
 

@@ -27,7 +27,7 @@ from twisted_hook.process import Reactor
 
 T = TypeVar("T")
 REACTOR = cast("Reactor", global_reactor)
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a condition that does not come true fails its test."""
 PLAIN_ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/", "LANG": "C.UTF-8"}
 
@@ -37,7 +37,7 @@ import os, time
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         open("slow-begun", "w").close()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not os.path.exists("slow-may-end") and time.monotonic() < until:
             time.sleep(0.01)
     start_response("200 OK", [("Content-Type", "text/plain")])
