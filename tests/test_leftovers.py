@@ -73,6 +73,7 @@ class LeftoversTests(SynchronousTestCase):
         self.assertEqual(list(self.directory.iterdir()), [])
 
     def test_a_command_may_clean_up_after_itself(self) -> None:
+        self.patch(leftovers, "PATIENCE", 60.0)
         script = "import signal, time; signal.signal(15, lambda *_: (time.sleep(0.2), exit(7))); print(flush=True)"
         server = self.start(sys.executable, "-c", f"{script}; time.sleep(99)", ready=True)
         leftovers.record(self.record("server"), server.pid)
@@ -101,9 +102,15 @@ class LeftoversTests(SynchronousTestCase):
 
     def test_many_stubborn_commands_take_no_longer_than_one(self) -> None:
         servers = [self.stubborn(str(number)) for number in range(4)]
-        started = time.monotonic()
+        waits, still_there = [], leftovers._still_there
+
+        def waited(found: dict[int, int], patience: float) -> dict[int, int]:
+            waits.append(len(found))
+            return still_there(found, patience)
+
+        self.patch(leftovers, "_still_there", waited)
         leftovers.end_all(self.directory)
-        self.assertLess(time.monotonic() - started, 1.5)
+        self.assertEqual(waits, [4, 4])  # once after they were asked, and once after they were killed
         for server in servers:
             self.assert_gone(server, signal.SIGKILL)
 

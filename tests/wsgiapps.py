@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -19,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.patient import up_when
 from twisted_hook import sockets
 from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
@@ -240,6 +242,11 @@ class Site:
         launch = launch or self.launch()
         await self.server.swap(launch, self.phases.append, probation=probation)
         return launch
+
+    def hurry(self, seconds: float, happened: Callable[[], object]) -> None:
+        """Have the next one be too slow (``health_timeout``), after so many seconds by its name, when this happened."""
+        self.server.configure(replace(self.app, health_timeout=seconds), self.listener)
+        self.server._reactor = up_when(happened, seconds)
 
     async def get(self, path: str = "/") -> str:
         """What the site answers on a connection of its own."""
