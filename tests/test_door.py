@@ -213,7 +213,7 @@ async def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path, authority: A
 @pytest_twisted.ensureDeferred
 async def test_who_sends_a_large_body_over_tls_reads_why_it_was_refused(tmp_path: Path, authority: Authority) -> None:
     authority.write(tmp_path, 10, "localhost")
-    async with opened(make(max_body=1000, linger=0.1), ssl_at(tmp_path)) as port:
+    async with opened(make(max_body=1000, linger=0.5), ssl_at(tmp_path)) as port:
         wire = await connect_through(tls_client(port))
         wire.send(post("/", {}, b"x" * 500_000))
         assert (await wire.last_answer()).status == 413
