@@ -21,7 +21,7 @@ def _listening(release: Hookdeploy) -> httpx.Client:
     """A client of the port that is configured now; it knows no token yet."""
     port = free_port()
     release.configure(RELEASE + DASHBOARD.replace("PORT", str(port)))
-    return httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20)
+    return httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=60)
 
 
 def _bearer(release: Hookdeploy) -> dict[str, str]:
