@@ -106,7 +106,7 @@ class Origin:
 
 def kill_when(process: subprocess.Popen[bytes], started: Path) -> None:
     """Kill it as soon as ``started`` holds the id of a process, and the session of that one: a git at work."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not (started.exists() and started.read_text()):
         assert process.poll() is None
         assert time.monotonic() < deadline

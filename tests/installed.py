@@ -23,7 +23,7 @@ from tests import payloads
 
 T = TypeVar("T")
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; no test waits for it when all is well."""
 LOOK = 0.02
 """Seconds between two looks."""

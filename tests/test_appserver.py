@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any, cast
 
 import pytest
@@ -28,6 +29,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests import wsgiapps
+from tests.patient import up_when
 from tests.wsgiapps import GOOD, Load, Site, ask, connection, site, soon, until
 from twisted_hook import appserver, sockets
 from twisted_hook.appserver import SocketServer
@@ -92,11 +94,13 @@ BROKEN = {
 @pytest_twisted.ensureDeferred
 async def test_no_broken_release_is_ever_seen(tmp_path: Path) -> None:
     """P81."""
-    async with site(tmp_path, workers=2, health="/healthz", health_timeout=2.0) as blog:
+    async with site(tmp_path, workers=2, health="/healthz") as blog:
         good = await blog.serve()
         pid = blog.server.status.pid
         async with Load(blog.address, clients=2) as load:
             for name, (source, said, words) in BROKEN.items():
+                if source is wsgiapps.HANGS:
+                    blog.hurry(2.0, lambda: "waiting for the database" in blog.said())
                 with pytest.raises(StepFailed, match="the new server did not start") as caught:
                     await blog.serve(blog.launch(source, text=name))
                 assert said in caught.value.summary, name
@@ -178,6 +182,8 @@ async def test_a_good_release_passes_its_probation_and_then_the_old_one_drains(t
         assert Phase.PROBATION not in blog.phases, "there was nothing beside which it could have served"
         old = blog.server.status.pid
         second = blog.launch(text="two")
+        both_seen = Event()
+        blog.server._reactor = up_when(both_seen.is_set, 0.7)
         async with Load(blog.address) as load:
             swapping = Deferred.fromCoroutine(blog.serve(second, probation=0.7))
             await until_on_probation(blog)
@@ -186,6 +192,7 @@ async def test_a_good_release_passes_its_probation_and_then_the_old_one_drains(t
             assert blog.server.in_use == {first.tree.release, second.tree.release}
             await load.sees("two")
             await load.sees("one")
+            both_seen.set()
             assert await soon(swapping) is second
             assert blog.server.launch is second
             await until(lambda: blog.server.in_use == {second.tree.release}, "the end of the old one")

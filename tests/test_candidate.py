@@ -15,6 +15,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
+from tests.patient import up_when
 from tests.wsgiapps import PATIENCE, PLAIN_ENVIRONMENT, REACTOR, soon, tree, until
 from twisted_hook import candidate, commands, leftovers
 from twisted_hook.appserver import GATE
@@ -122,6 +123,7 @@ class Stage:
         self.records = directory / "commands"
         self.records.mkdir()
         self.candidates: list[Candidate] = []
+        self.reactor = REACTOR
 
     def trial(
         self,
@@ -146,7 +148,7 @@ class Stage:
         )
 
     def candidate(self, trial: Trial) -> Candidate:
-        self.candidates.append(Candidate(REACTOR, trial))
+        self.candidates.append(Candidate(self.reactor, trial))
         return self.candidates[-1]
 
     async def passes(self, trial: Trial) -> float:
@@ -257,7 +259,8 @@ async def test_the_seconds_of_steady_life_are_not_those_of_the_boot(
 ) -> None:
     monkeypatch.setattr(candidate, "STEADY", 6.0)
     async with stage(tmp_path, monkeypatch) as at:
-        await at.passes(at.trial(GOOD, health=None, limit=5.0))
+        # A program that is there at once: the limit is for its boot.
+        await at.passes(at.trial("", argv=(sys.executable, "-c", SPEAKS_NO_HTTP), health=None, limit=5.0))
 
 
 # --- what is not
@@ -288,6 +291,7 @@ async def test_a_server_that_hangs_on_its_way_is_given_up(
 ) -> None:
     monkeypatch.setattr(candidate, "GRACE", 0.5)
     async with stage(tmp_path, monkeypatch) as at:
+        at.reactor = up_when(lambda: "waiting for the database" in at.said(), 3.0)
         failed = await at.fails(at.trial(LIFESPAN_HANGS, health=health, limit=3.0))
         assert failed.summary == "it was not ready after 3 s (health_timeout)"
         assert "waiting for the database" in failed.tail
@@ -299,6 +303,7 @@ async def test_a_server_that_accepts_and_says_nothing_is_given_up(
 ) -> None:
     monkeypatch.setattr(candidate, "GRACE", 0.5)
     async with stage(tmp_path, monkeypatch) as at:
+        at.reactor = up_when(lambda: "asked /healthz" in at.said(), 3.0)
         failed = await at.fails(at.trial(SILENT, limit=3.0))
         assert failed.summary == "it was not ready after 3 s (health_timeout)"
         assert "asked /healthz" in failed.tail

@@ -106,7 +106,7 @@ def test_it_stays_until_somebody_ends_it_and_the_command_that_it_shows_changes_t
     assert done.stdout.startswith("202 accepted as delivery ")
     demo.wait_for("deployed")
     demo.wait_for("What time it is")
-    assert httpx.get(url, trust_env=False).text.startswith("It is ")
+    assert httpx.get(url, timeout=PATIENCE, trust_env=False).text.startswith("It is ")
     demo.process.send_signal(signal.SIGINT)
     assert demo.ended() == 0
     assert demo.left() == []

@@ -213,7 +213,7 @@ async def test_nothing_older_than_tls_1_2_is_spoken(tmp_path: Path, authority: A
 @pytest_twisted.ensureDeferred
 async def test_who_sends_a_large_body_over_tls_reads_why_it_was_refused(tmp_path: Path, authority: Authority) -> None:
     authority.write(tmp_path, 10, "localhost")
-    async with opened(make(max_body=1000, linger=0.1), ssl_at(tmp_path)) as port:
+    async with opened(make(max_body=1000, linger=0.5), ssl_at(tmp_path)) as port:
         wire = await connect_through(tls_client(port))
         wire.send(post("/", {}, b"x" * 500_000))
         assert (await wire.last_answer()).status == 413
@@ -229,7 +229,6 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(
     door = make(idle=0.5)
     hello = client_hello(b"localhost")
     async with opened(door, ssl_at(tmp_path)) as port:
-        began = reactor.seconds()
         wire = await connect(port)
         if begun == b"half":
             wire.send(hello[:100])
@@ -238,8 +237,8 @@ async def test_a_handshake_that_does_not_come_to_its_end_is_cut_off(
             await deferLater(reactor, 0.02)
             if wire.lost is not None:
                 break
+        assert begun != b"trickle" or wire.lost is not None, "each byte put the deadline off"
         await wire.closed()
-        assert reactor.seconds() - began < PATIENCE / 2
         assert not door.site.connected
 
 

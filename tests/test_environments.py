@@ -12,7 +12,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -463,9 +462,7 @@ async def test_a_real_environment_is_made_with_pip(real_world: World) -> None:
     made = await real_world.prepare(wheelhouse(real_world))
     assert said(made) == "hello\n"
     assert real_world.recorder.names == ["python -m venv", "pip install"]
-    started = time.monotonic()
     assert await real_world.prepare(wheelhouse(real_world, release="r2")) == made
-    assert time.monotonic() - started < 1
     assert real_world.recorder.names == ["python -m venv", "pip install"]
 
 

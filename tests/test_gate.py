@@ -331,7 +331,10 @@ async def application(scope, receive, send):
 STARTUPS = {
     "fails": ('await send({"type": "lifespan.startup.failed", "message": "no database"})', "did not start"),
     "exits": ("raise SystemExit(7)", "did not start"),
-    "hangs": ("import asyncio; await asyncio.sleep(1000)", "0 of 1 workers were ready after 2 s"),
+    "hangs": (
+        "import asyncio; print('starts up', flush=True); await asyncio.sleep(1000)",
+        "0 of 1 workers were ready after 2 s",
+    ),
 }
 
 
@@ -339,8 +342,10 @@ STARTUPS = {
 @pytest_twisted.ensureDeferred
 async def test_an_asynchronous_app_whose_startup_fails_does_not_serve(tmp_path: Path, startup: str, said: str) -> None:
     """P81. It starts up behind the gate."""
-    async with site(tmp_path, health_timeout=2.0, gunicorn=("--worker-class", "asgi")) as blog:
+    async with site(tmp_path, drain=1.0, gunicorn=("--worker-class", "asgi")) as blog:
         await blog.serve(blog.launch(ASYNCHRONOUS))
+        if "workers" in said:
+            blog.hurry(2.0, lambda: "starts up" in blog.said())
         failed = await why_not(blog, blog.launch(STARTS_UP.replace("STARTUP", startup), text="two"))
         assert said in failed.summary
         await until(lambda: len(blog.processes()) == 2, "the new one to end")

@@ -22,6 +22,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 
 from tests.gitorigin import Origin, kill_when
+from tests.patient import up_when
 from tests.test_clone import MODES, ROOT, START, World, begin_a_rebase, git_at_work
 from twisted_hook.model import Command, CommandResult, StepFailed
 from twisted_hook.process import SpawningRunner
@@ -349,15 +350,23 @@ async def test_what_a_person_does_in_a_rebase_of_ours_that_was_killed_is_kept(
 @pytest.mark.parametrize("update", MODES)
 @pytest_twisted.ensureDeferred
 async def test_a_git_whose_time_is_up_leaves_the_clone_as_it_was(
-    world: World, run: SpawningRunner, update: str
+    world: World, run: SpawningRunner, update: str, tmp_path: Path
 ) -> None:
     before = world.everything()
     clone = world.clone(update)
     tip = await clone.fetch(run)
-    world.git("config", "filter.slow.smudge", "grep old || exec sleep 1000")
+    begun = tmp_path / "begun"
+    world.git("config", "filter.slow.smudge", f"grep old || {{ echo > {begun}; exec sleep 1000; }}")
     world.write(".git/info/attributes", f"{MIDDLE} filter=slow\n")
+
+    def is_cut_off() -> bool:
+        """Once: what heals afterwards is to have its time."""
+        happened = begun.exists()
+        begun.unlink(missing_ok=True)
+        return happened
+
     with pytest.raises(StepFailed):
-        await replace(clone, timeout=2.0).take(run, tip)
+        await replace(clone, timeout=2.0).take(SpawningRunner(up_when(is_cut_off, 2.0)), tip)
     assert world.everything() == before
 
 

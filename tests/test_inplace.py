@@ -12,7 +12,7 @@ import pytest
 
 from tests.installed import IN_PLACE, Hookdeploy, Origin, git, processes_of, site, until
 
-SOON = 10.0
+SOON = 60.0
 """Seconds within which what a kill has cut off is done."""
 
 

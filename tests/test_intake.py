@@ -19,7 +19,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.logger import LogEvent, LogLevel, capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -669,11 +669,13 @@ async def test_a_lane_that_breaks_takes_nothing_back(logged_failures: list[LogEv
 @pytest_twisted.ensureDeferred
 async def test_nobody_is_answered_before_the_commit() -> None:
     journal = SlowJournal()
-    async with doorway(journal=journal, request_deadline=0.05, idle=0.05) as door:
+    limit = 1234.0
+    async with doorway(journal=journal, request_deadline=limit, idle=limit) as door:
         wire = await connect(door.port)
         wire.send(post(PATH, payloads.headers(BODY), BODY))
         await journal.asked
-        await deferLater(reactor, 0.2)  # the limits of the door do not run while the journal works
+        ends = [call.getTime() - reactor.seconds() for call in reactor.getDelayedCalls()]
+        assert not [end for end in ends if end > limit / 2], "the limits of the door run while the journal works"
         assert (wire.received, wire.lost) == (b"", None)
         journal.commit.callback(None)
         assert (await wire.answer()).status == 202
@@ -812,7 +814,7 @@ async def test_a_genuine_push_gets_in_past_400_slow_senders() -> None:
         started = reactor.seconds()
         answer = await door.ask(post(PATH, payloads.headers(BODY), BODY), source="127.0.0.2")
         assert answer.status == 202
-        assert reactor.seconds() - started < 0.25
+        assert reactor.seconds() - started < 5  # and not the seconds that the others have
         for wire in slow:
             await wire.close()
 

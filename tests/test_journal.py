@@ -15,7 +15,6 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Event
@@ -27,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred, gatherResults
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import deferLater
 from twisted.logger import LogLevel, capturedLogs
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -401,23 +400,27 @@ async def test_a_refused_write_is_not_there_whatever_the_disk_says_to_fsync(path
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_writer_that_is_shut_out_neither_stalls_the_reactor_nor_waits_for_ever(path: Path) -> None:
-    ticks: list[float] = []
-    ticking = LoopingCall(lambda: ticks.append(reactor.seconds()))
-    async with opened(path, busy_timeout=0.3) as journal:
+async def test_a_writer_that_is_shut_out_does_not_stall_the_reactor(path: Path) -> None:
+    async with opened(path, busy_timeout=60.0) as journal:
         made = await journal.enqueue("blog", Trigger.POLL)
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            begun = reactor.seconds()
-            ticking.start(0.01)
-            waiting = Deferred.fromCoroutine(refused(journal, pushed("one", "blog"), pushed("two", "blog")))
-            assert await journal.deployment(made.id) == made  # reading needs no turn
+            waiting = Deferred.fromCoroutine(journal.accept(pushed("one", "blog")))
+            for _ in range(10):
+                assert await journal.deployment(made.id) == made  # reading needs no turn
+                await deferLater(reactor, 0.01)
             assert not waiting.called
-            assert "busy_timeout" in await waiting
-            ticking.stop()
             other.execute("ROLLBACK")
-        assert 0.25 < reactor.seconds() - begun < 5
-        assert max(later - earlier for earlier, later in pairwise(ticks)) < 0.15
+        assert (await waiting).verdict is Verdict.ACCEPTED
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_writer_that_is_shut_out_does_not_wait_for_ever(path: Path) -> None:
+    async with opened(path, busy_timeout=0.1) as journal:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert "busy_timeout" in await refused(journal, pushed("one", "blog"), pushed("two", "blog"))
+            other.execute("ROLLBACK")
         assert (await journal.accept(pushed("one", "blog"))).verdict is Verdict.ACCEPTED
 
 

@@ -51,7 +51,7 @@ def aside(path: Path) -> list[Path]:
 
 
 async def turns(until: Callable[[], object]) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if until():
             return
         await deferLater(reactor, 0.01)
@@ -553,7 +553,8 @@ async def main(reactor):
         burst = [journal.accept(pushed(f"{n} {m}", "blog")) for m in range(20)]
         await gatherResults([Deferred.fromCoroutine(one) for one in burst])
     ticking.stop()
-    print(reactor.seconds() - begun, max(later - earlier for earlier, later in pairwise(ticks)), journal.commits)
+    pauses = sorted(later - earlier for earlier, later in pairwise(ticks))
+    print(reactor.seconds() - begun, pauses[-5], journal.commits)
     await journal.close()
 
 react(main)
@@ -562,14 +563,17 @@ react(main)
 
 @needs_strace
 def test_a_slow_disk_never_stalls_the_reactor(path: Path) -> None:
-    """Each fdatasync takes 200 ms more; the reactor's longest pause stays below that, however busy the machine is."""
+    """Each fdatasync takes 200 ms more: if the reactor waited for it, it would pause so in each of five bursts.
+
+    A machine that is busy with something else may make one or another.
+    """
     strace = ["strace", "-f", "-qq", "-o", "/dev/null", "--seccomp-bpf", "-e", "trace=fdatasync"]
     argv = [*strace, "-e", "inject=fdatasync:delay_enter=200000", sys.executable, "-c", SLOW, str(path)]
     done = run(argv)
-    seconds, longest, commits = map(float, done.stdout.split())
+    seconds, fifth_longest, commits = map(float, done.stdout.split())
     assert seconds > 5 * 0.2
     assert commits <= 15
-    assert longest < 0.15
+    assert fifth_longest < 0.2
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a file of somebody else's")

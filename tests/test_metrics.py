@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from twisted.internet.task import Clock
 
 from tests.fakes import MemoryJournal
-from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site, until
+from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, free_port, put_away, site, until
 from tests.journals import opened
 from twisted_hook.announced import AnnouncedJournal
 from twisted_hook.changes import Changes, Kind
@@ -288,8 +288,8 @@ def test_at_the_dashboards_port_the_token_is_asked_for(tmp_path: Path, origin: O
         hookdeploy.start()
         hookdeploy.first()
         url, token = f"http://127.0.0.1:{port}/metrics", (hookdeploy.state / "token").read_text().strip()
-        refused = httpx.get(url, trust_env=False)
-        answer = httpx.get(url, trust_env=False, headers={"Authorization": f"Bearer {token}"})
+        refused = httpx.get(url, timeout=PATIENCE, trust_env=False)
+        answer = httpx.get(url, timeout=PATIENCE, trust_env=False, headers={"Authorization": f"Bearer {token}"})
     assert refused.status_code == 401
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")

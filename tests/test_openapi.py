@@ -83,7 +83,7 @@ def _ask_all(url: str, ids: Mapping[str, str]) -> None:
 def _call(url: str, checks: list[Any], ids: Mapping[str, str], case: Any, is_known: bool) -> None:
     for name in {"name", "id"} & set(case.path_parameters or {}) if is_known else ():
         case.path_parameters[name] = ids[case.operation.path.split("/")[3]]
-    case.call_and_validate(base_url=url, checks=checks, timeout=10, headers={"Connection": "close"})
+    case.call_and_validate(base_url=url, checks=checks, timeout=60, headers={"Connection": "close"})
 
 
 def _ask(operation: Any, mode: Any, call: Callable[[Any, bool], None]) -> None:

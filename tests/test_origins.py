@@ -21,6 +21,7 @@ from twisted.web.resource import Resource
 from twisted.web.server import Request, Site
 
 from tests.gitorigin import Origin, ambient
+from tests.patient import is_called, up_when
 from twisted_hook.model import StepFailed
 from twisted_hook.process import SpawningRunner
 from twisted_hook.releases import Releases
@@ -90,10 +91,10 @@ async def test_an_origin_that_says_nothing_is_given_up_at_the_limit_and_the_next
     with socket.create_server(("127.0.0.1", 0)) as silent:
         waiting = releases(tmp_path, f"http://127.0.0.1:{silent.getsockname()[1]}/blog.git", timeout=0.5)
         with pytest.raises(StepFailed) as failed:
-            await waiting.fetch(SpawningRunner(reactor))
+            await waiting.fetch(SpawningRunner(up_when(lambda: is_called(silent), 0.5)))
         asked, _ = silent.accept()
         with asked:
-            asked.settimeout(5)
+            asked.settimeout(60)
             while asked.recv(65536):  # to the end, which comes when nobody is left who holds the other side
                 pass
     assert failed.value.summary == "branch main could not be fetched: timeout after 0.5 s"

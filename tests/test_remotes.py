@@ -17,6 +17,7 @@ from twisted.internet import reactor
 
 from tests.drivers import MemoryCheckout, MemoryRunner, commit
 from tests.gitorigin import Origin, ambient, by_root
+from tests.patient import is_called, up_when
 from twisted_hook.boundaries import Checkout, CommandRunner
 from twisted_hook.clone import Clone
 from twisted_hook.commands import GIT_TIMEOUT
@@ -229,9 +230,7 @@ async def test_an_origin_that_is_not_there_is_no_answer(world: World, run: Spawn
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest_twisted.ensureDeferred
-async def test_an_origin_that_says_nothing_is_given_up_at_the_limit(
-    world: World, run: SpawningRunner, kind: str
-) -> None:
+async def test_an_origin_that_says_nothing_is_given_up_at_the_limit(world: World, kind: str) -> None:
     """P64."""
     checkout = replace(world.checkout(kind), timeout=0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -241,7 +240,7 @@ async def test_an_origin_that_says_nothing_is_given_up_at_the_limit(
         else:
             checkout = replace(checkout, url=url)
         with pytest.raises(StepFailed, match=r"the remote could not be asked: timeout after 0\.5 s"):
-            await look(checkout, run)
+            await look(checkout, SpawningRunner(up_when(lambda: is_called(silent), 0.5)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

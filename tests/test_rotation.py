@@ -1,26 +1,25 @@
-"""A secret is rotated as a person does it, by the installed program, and no delivery is refused meanwhile."""
+"""A secret is rotated as a person does it, by commands, and no delivery is refused meanwhile."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
 from tests.installed import Hookdeploy, until
+from twisted_hook.cli import hookdeploy as command
 
 AGAIN = "the configuration was read again"
-HOOKDEPLOY = (sys.executable, "-c", "from twisted_hook.cli import main; main()")
 
 
-def hookdeploy(server: Hookdeploy, *words: str) -> str:
-    """What the command says, run where the configuration lies; it must be content."""
-    done = subprocess.run(
-        (*HOOKDEPLOY, *words), cwd=server.directory, env=server.environ, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
+def hookdeploy(*words: str) -> str:
+    """What the command says; it must be content. In this process: a dozen of new ones would take most of the time."""
+    done = CliRunner().invoke(command, words, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 
@@ -30,37 +29,40 @@ def reload(server: Hookdeploy) -> None:
     until(lambda: server.log.count(AGAIN) > times, "reload")
 
 
-def ping(server: Hookdeploy, *words: str) -> None:
+def ping(*words: str) -> None:
     """A test delivery that is taken; the command fails if it is not."""
-    hookdeploy(server, "send", "--event", "ping", *words)
+    hookdeploy("send", "--event", "ping", *words)
 
 
-def seen(server: Hookdeploy) -> list[str | None]:
+def seen() -> list[str | None]:
     """When each of the hook's secrets has verified last."""
-    [hook] = json.loads(hookdeploy(server, "secret", "list", "--json"))
+    [hook] = json.loads(hookdeploy("secret", "list", "--json"))
     return [secret["last_verified_at"] for secret in hook["secrets"]]
 
 
-def test_a_secret_is_rotated_without_a_gap_and_its_end_can_be_seen(release: Hookdeploy) -> None:
+def test_a_secret_is_rotated_without_a_gap_and_its_end_can_be_seen(
+    release: Hookdeploy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(release.directory)  # where a person finds the configuration
     release.start()
     release.first()
-    ping(release)
-    made = json.loads(hookdeploy(release, "secret", "new", "github", "--json"))
-    ping(release)  # what it signs with is what the running server knows
+    ping()
+    made = json.loads(hookdeploy("secret", "new", "github", "--json"))
+    ping()  # what it signs with is what the running server knows
     reload(release)
-    first, second = seen(release)
+    first, second = seen()
     assert (first is not None, second) == (True, None)
-    assert "never" in hookdeploy(release, "status")
-    ping(release, "--secret-file", made["file"])
-    assert "can be removed" in hookdeploy(release, "status")
-    first, second = seen(release)
+    assert "never" in hookdeploy("status")
+    ping("--secret-file", made["file"])
+    assert "can be removed" in hookdeploy("status")
+    first, second = seen()
     assert first is not None
     assert second is not None
     assert first < second
     config = release.directory / "hookdeploy.toml"
     config.write_text(config.read_text().replace('{ file = "hook.secret" }, ', ""))
     reload(release)
-    assert seen(release) == [second]
-    ping(release)
-    everything = release.log + hookdeploy(release, "status") + json.dumps(release.api("/hooks"))
+    assert seen() == [second]
+    ping()
+    everything = release.log + hookdeploy("status") + json.dumps(release.api("/hooks"))
     assert Path(made["file"]).read_text().strip() not in everything

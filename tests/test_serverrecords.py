@@ -126,7 +126,7 @@ class RecordTests(SynchronousTestCase):
         other = self.record(stranger.pid)
         serverrecords.write(self.directory, dataclasses.replace(other, started=other.started - 1))
         serverrecords.end_all(self.directory)
-        self.assertEqual(ours.wait(10), -signal.SIGTERM)
+        self.assertEqual(ours.wait(60), -signal.SIGTERM)
         self.assertIsNone(stranger.poll())
         self.assertEqual(list(self.directory.iterdir()), [])
 
@@ -143,7 +143,7 @@ class RecordTests(SynchronousTestCase):
         deaf.stdout.readline()
         serverrecords.write(self.directory, self.record(deaf.pid))
         serverrecords.end_all(self.directory, patience=0.1)
-        self.assertEqual(deaf.wait(5), -signal.SIGKILL)
+        self.assertEqual(deaf.wait(60), -signal.SIGKILL)
 
     def test_the_gate_is_shut_until_something_is_written_into_it(self) -> None:
         self.assertTrue(serverrecords.gate_is_shut(self.process(with_gate=b"").pid))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -142,9 +141,7 @@ def test_a_rollback_needs_no_network_and_no_build(server: Hookdeploy, origin: Or
     server.wait_for_page("two")
     origin.path.rename(origin.path.with_name("gone.git"))
     (server.directory / "build.sh").write_text("exit 1")
-    started = time.monotonic()
     told = well(server, "rollback")
-    assert time.monotonic() - started < 5
     assert (told["outcome"], told["trigger"], told["revision"], told["previous"]) == ("deployed", "rollback", one, tip)
     assert server.page() == "one"
     entered = [each["phase"] for each in told["phases"]]

@@ -329,7 +329,7 @@ async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same
 @pytest_twisted.ensureDeferred
 async def test_who_takes_nothing_for_a_while_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T42."""
-    monkeypatch.setattr(streams, "STALL", 0.05)
+    monkeypatch.setattr(streams, "STALL", 0.5)
 
     async def render(_: Change) -> bytes:
         return b"event: app\ndata: " + b"x" * 100_000 + b"\n"

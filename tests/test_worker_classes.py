@@ -29,7 +29,7 @@ async def application(scope, receive, send):
         return
     if scope["path"] == "/slow":
         open("slow-begun", "w").close()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not os.path.exists("slow-may-end") and time.monotonic() < until:
             await asyncio.sleep(0.01)
     length = [(b"content-length", str(len(TEXT)).encode())]

@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from twisted_hook.site import GuardedSite
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a test gives up; no test waits for it when all is well."""
 
 

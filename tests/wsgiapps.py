@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -19,6 +20,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.patient import up_when
 from twisted_hook import sockets
 from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
@@ -27,7 +29,7 @@ from twisted_hook.process import Reactor
 
 T = TypeVar("T")
 REACTOR = cast("Reactor", global_reactor)
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds after which a condition that does not come true fails its test."""
 PLAIN_ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/", "LANG": "C.UTF-8"}
 
@@ -37,7 +39,7 @@ import os, time
 def application(environ, start_response):
     if environ["PATH_INFO"] == "/slow":
         open("slow-begun", "w").close()
-        until = time.monotonic() + 10
+        until = time.monotonic() + 60
         while not os.path.exists("slow-may-end") and time.monotonic() < until:
             time.sleep(0.01)
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -240,6 +242,11 @@ class Site:
         launch = launch or self.launch()
         await self.server.swap(launch, self.phases.append, probation=probation)
         return launch
+
+    def hurry(self, seconds: float, happened: Callable[[], object]) -> None:
+        """Have the next one be too slow (``health_timeout``), after so many seconds by its name, when this happened."""
+        self.server.configure(replace(self.app, health_timeout=seconds), self.listener)
+        self.server._reactor = up_when(happened, seconds)
 
     async def get(self, path: str = "/") -> str:
         """What the site answers on a connection of its own."""
