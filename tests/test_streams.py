@@ -5,15 +5,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import Clock, deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -286,8 +288,11 @@ async def _unavailable(_: str) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same(tmp_path: Path) -> None:
+async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """T42."""
+    monkeypatch.setattr(streams, "MOMENT", 0.0)
     big = b"event: app\ndata: " + b"x" * 200_000 + b"\n"
     changes, rendered = Changes("life"), 0
     readers, connections = Readers(reactor), []
@@ -330,6 +335,7 @@ async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same
 async def test_who_takes_nothing_for_a_while_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """T42."""
     monkeypatch.setattr(streams, "STALL", 0.5)
+    monkeypatch.setattr(streams, "MOMENT", 0.0)
 
     async def render(_: Change) -> bytes:
         return b"event: app\ndata: " + b"x" * 100_000 + b"\n"
@@ -430,35 +436,134 @@ async def test_a_log_has_its_colours_for_who_asks_for_them(tmp_path: Path) -> No
             await wire.close()
 
 
+class Turns(Clock):
+    """A reactor each of whose turns takes a millisecond."""
+
+    def callLater(self, delay: float, callable: Callable[..., object], *args: object, **kw: object) -> IDelayedCall:
+        return super().callLater(max(delay, 0.001), callable, *args, **kw)
+
+
+class Asked:
+    """A request of one who follows and reads all at once."""
+
+    method = b"GET"
+    args: ClassVar[dict[bytes, list[bytes]]] = {}
+    gone = False
+
+    def __init__(self) -> None:
+        self.told = b""
+
+    def write(self, data: bytes) -> None:
+        self.told += data
+
+    def header(self, _: bytes) -> list[bytes]:
+        return []
+
+    def setHeader(self, *_: object) -> None: ...
+
+    def registerProducer(self, *_: object) -> None: ...
+
+    def unregisterProducer(self) -> None: ...
+
+
+class FeedTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Turns()
+        self.changes = Changes("life")
+        self.feed = Feed(self.changes, self.render, Readers(self.clock))
+        self.asked: list[Asked] = []
+        self.following: list[Deferred[bytes]] = []
+        self.addCleanup(self.leave)
+
+    async def render(self, change: Change) -> bytes:
+        return f"event: {change.id}\n".encode()
+
+    def follow(self, number: int) -> None:
+        for _ in range(number):
+            self.asked.append(Asked())
+            request = cast("GuardedRequest", self.asked[-1])
+            self.following.append(Deferred.fromCoroutine(self.feed.follow(request)))
+        self.clock.pump([1.0, 1.0])
+
+    def leave(self) -> None:
+        for each in self.following:
+            each.cancel()
+            self.failureResultOf(each, CancelledError)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def told(self, name: str) -> int:
+        return sum(each.told.count(f"event: {name}\n".encode()) for each in self.asked)
+
+    def test_changes_are_gathered_and_many_are_told_in_turns(self) -> None:
+        self.follow(2 * READERS_A_TURN + 1)
+        for name in ("one", "two"):
+            self.changes.publish(Kind.APP, name)
+        self.assertEqual(self.told("one"), 0)
+        self.clock.advance(streams.COALESCING)
+        for number in (1, 2):
+            self.assertEqual((self.told("one"), self.told("two")), (number * READERS_A_TURN,) * 2)
+            self.clock.advance(0.001)
+        self.assertEqual((self.told("one"), self.told("two")), (len(self.asked),) * 2)
+
+    def test_what_changes_while_some_are_told_is_told_to_each_once_a_moment_later(self) -> None:
+        self.follow(READERS_A_TURN + 1)
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        self.changes.publish(Kind.APP, "two")  # while the last waits for his turn
+        self.clock.pump([0.001] * 5)
+        self.assertEqual((self.told("one"), self.told("two")), (len(self.asked), 0))
+        self.clock.pump([streams.MOMENT, 0.001, 0.001])
+        self.assertEqual((self.told("one"), self.told("two")), (len(self.asked),) * 2)
+
+    def test_who_goes_while_others_are_told_is_told_nothing_and_disturbs_nobody(self) -> None:
+        self.follow(READERS_A_TURN + 2)
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        self.following[-2].cancel()
+        self.clock.pump([0.001] * 3)
+        self.assertEqual([b"one" in each.told for each in self.asked[-2:]], [False, True])
+
+    def test_when_all_have_gone_in_the_midst_nothing_is_left_and_others_may_come(self) -> None:
+        self.follow(READERS_A_TURN + 1)
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        for each in self.following:
+            each.cancel()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.follow(1)
+        self.changes.publish(Kind.APP, "two")
+        self.clock.advance(streams.COALESCING)
+        self.assertEqual(self.told("two"), 1)
+
+
 class GateTests(SynchronousTestCase):
-    def test_changes_are_gathered_and_many_are_let_through_in_turns(self) -> None:
-        clock = Clock()
-        gate, passed = Gate(clock), 0
+    def test_it_opens_soon_after_a_change_and_not_too_often(self) -> None:
+        clock, passed = Clock(), list[float]()
+        gate = Gate(clock)
 
-        def count(_: object) -> None:
-            nonlocal passed
-            passed += 1
+        async def pass_again_and_again() -> None:
+            while True:
+                await gate.wait()
+                passed.append(clock.seconds())
 
-        for _ in range(2 * READERS_A_TURN + 1):
-            gate.wait().addCallback(count)
-        gate.open()
-        gate.open()
-        self.assertEqual(len(clock.getDelayedCalls()), 1)
-        clock.advance(streams.COALESCING)
-        self.assertEqual(passed, 2 * READERS_A_TURN + 1)
+        passing = Deferred.fromCoroutine(pass_again_and_again())
+        for _ in range(16):
+            gate.open()
+            clock.advance(1 / 64)
+        self.assertEqual(passed, [1 / 32, 3 / 32, 5 / 32, 7 / 32])
+        passing.cancel()
+        self.failureResultOf(passing, CancelledError)
+        gate.close()
         self.assertEqual(clock.getDelayedCalls(), [])
 
-    def test_who_comes_while_others_are_let_through_misses_nothing(self) -> None:
+    def test_it_opens_for_who_comes_after_the_change(self) -> None:
         clock = Clock()
         gate = Gate(clock)
-        for _ in range(READERS_A_TURN + 1):
-            gate.wait()
         gate.open()
         clock.advance(streams.COALESCING)
-        late = gate.wait()
-        gate.open()  # while the last of the others waits for its turn
-        clock.advance(0)
-        self.assertNoResult(late)
-        clock.advance(streams.COALESCING)
-        self.successResultOf(late)
-        self.assertEqual(clock.getDelayedCalls(), [])
+        self.successResultOf(Deferred.fromCoroutine(gate.wait()))
+        again = Deferred.fromCoroutine(gate.wait())
+        self.assertNoResult(again)
+        gate.open()
+        clock.advance(streams.MOMENT)
+        self.successResultOf(again)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,12 @@ from typing import Any
 from msgspec.json import encode
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.interfaces import IDelayedCall, IPushProducer, IReactorTime
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from twisted_hook.changes import Change, Changes, Kind
+from twisted_hook.changes import Change, Changes
 from twisted_hook.model import JournalUnavailable, Refused
 from twisted_hook.once import Once
 from twisted_hook.site import GuardedRequest
@@ -30,6 +31,8 @@ MOST = 256
 """So many may follow at a time, whatever they follow."""
 COALESCING = 0.02
 """Seconds for which changes are gathered: a phase, its step and its app change together."""
+MOMENT = 0.06
+"""Seconds at least between two times that the same readers are told: a thousand pushes are told together."""
 HEARTBEAT = 15.0
 """Seconds between two lines that say nothing, so that no proxy takes the connection for a dead one."""
 STALL = 60.0
@@ -72,8 +75,9 @@ def _announce(request: GuardedRequest) -> bytes:
 class Stream:
     """The answer to one reader, which goes on until one of the two ends it."""
 
-    def __init__(self, request: GuardedRequest, clock: IReactorTime) -> None:
+    def __init__(self, request: GuardedRequest, clock: IReactorTime, roomy: Callable[[], None]) -> None:
         self._request = request
+        self._roomy = roomy
         self._clock = clock
         self._open = True
         self._room: Once[None] = Once()
@@ -121,6 +125,7 @@ class Stream:
     def resumeProducing(self) -> None:
         self._disarm()
         self._room.happen(None)
+        self._roomy()
 
     def stopProducing(self) -> None:
         self._disarm()
@@ -147,11 +152,14 @@ class Readers:
     def number(self) -> int:
         return len(self._streams)
 
-    def enter(self, request: GuardedRequest) -> Stream:
-        """Begin an answer. Raises ``Refused`` if there is no room; whoever enters is to ``leave``."""
+    def enter(self, request: GuardedRequest, roomy: Callable[[], None] = lambda: None) -> Stream:
+        """Begin an answer, and say each time that it has room again: ``roomy``. Whoever enters is to ``leave``.
+
+        Raises ``Refused`` if there are too many.
+        """
         if len(self._streams) >= MOST:
             raise Refused(503, f"{MOST} readers follow events already")
-        stream = Stream(request, self.clock)
+        stream = Stream(request, self.clock, roomy)
         self._streams[stream] = None
         if self._beat is None:
             self._beat = self.clock.callLater(HEARTBEAT, self._beat_all)
@@ -177,52 +185,35 @@ class Readers:
 
 
 class Gate:
-    """Lets those who wait go on soon after something has changed, a few in each turn of the reactor."""
+    """Lets the one who waits go on soon after something has changed, and not too often."""
 
-    def __init__(self, clock: IReactorTime, moment: float = 0.0) -> None:
-        """A ``moment``, in seconds, lies at least between two times that it opens."""
+    def __init__(self, clock: IReactorTime) -> None:
         self._clock = clock
-        self._moment = moment
-        self._opened_at = -moment
-        self._waiting: list[Once[None]] = []
-        self._passing: list[Once[None]] = []
+        self._opened_at = -MOMENT
+        self._opened: Once[None] = Once()
         self._opening: IDelayedCall | None = None
-        self._missed = False
-        """Something has changed while some were let through: others may have come to wait meanwhile."""
-
-    def wait(self) -> Deferred[None]:
-        once: Once[None] = Once()
-        self._waiting.append(once)
-        return once.wait()
 
     def open(self) -> None:
         """Something has changed."""
-        if self._opening is not None:
-            self._missed = True
-        elif self._waiting:
-            soon = max(COALESCING, self._opened_at + self._moment - self._clock.seconds())
+        if self._opening is None:
+            soon = max(COALESCING, self._opened_at + MOMENT - self._clock.seconds())
             self._opening = self._clock.callLater(soon, self._let_through)
+
+    async def wait(self) -> None:
+        """Return when it has opened since the last time: nothing that changes meanwhile is missed."""
+        await self._opened.wait()
+        self._opened = Once()
 
     def close(self) -> None:
         """Nobody waits here any more."""
         if self._opening is not None:
             self._opening.cancel()
-        self._opening = None
-        self._waiting, self._passing, self._missed = [], [], False
+        self._opening, self._opened = None, Once()
 
     def _let_through(self) -> None:
         self._opened_at = self._clock.seconds()
-        self._passing, self._waiting, self._missed = self._waiting, [], False
-        self._let_some()
-
-    def _let_some(self) -> None:
-        some, self._passing = self._passing[:READERS_A_TURN], self._passing[READERS_A_TURN:]
-        self._opening = self._clock.callLater(0, self._let_some) if self._passing else None
-        for one in some:
-            one.happen(None)
-        if self._missed and self._opening is None:
-            self._missed = False
-            self.open()
+        self._opening = None
+        self._opened.happen(None)
 
 
 class Feed:
@@ -238,24 +229,23 @@ class Feed:
         *,
         remembered: int = RENDERED,
         together: bool = False,
-        moment: float = 0.0,
     ) -> None:
         """``remembered`` renderings are kept for those who read later than others.
 
-        Changes are rendered one by one, or all ``together`` that have come since the last time, which lies at least a
-        ``moment``, in seconds, before.
+        Changes are rendered one by one, or all ``together`` that have come since the last time.
         """
         self._changes = changes
         self._render = render
         self._readers = readers
         self._remembered = remembered
         self._together = together
-        self._gate = Gate(readers.clock, moment)
-        self._rendered: OrderedDict[tuple[tuple[Change, ...], str], Once[bytes | None]] = OrderedDict()
-        self._asked: tuple[str, str] | None = None
-        """From where and to where the last part was made."""
-        self._made: Once[Any] = Once()
-        self._following = 0
+        self._gate = Gate(readers.clock)
+        self._rendered: OrderedDict[tuple[tuple[Change, ...], str], bytes] = OrderedDict()
+        self._places: dict[Stream, str] = {}
+        """How far each reader has been told."""
+        self._over: Once[None] = Once()
+        """Those who follow now can be told nothing more."""
+        self._telling: Deferred[None] | None = None
         self._leave: Callable[[], None] = lambda: None
 
     async def follow(self, request: GuardedRequest) -> bytes:
@@ -266,94 +256,98 @@ class Feed:
         """
         if request.method == b"HEAD":
             return _announce(request)
-        stream = self._readers.enter(request)
-        self._enter()
+        stream = self._readers.enter(request, self._gate.open)
         try:
-            await self._tell(stream, asked_place(request))
-        except JournalUnavailable as problem:  # it comes back to its place in two seconds
-            self._log.warn("events are not told any more: the journal: {problem}", problem=str(problem))
-        except CancelledError:  # the reader has gone
-            raise
-        except Exception:  # noqa: BLE001 - a bug; the answer has begun, so that it can only end
-            self._log.failure("telling what has changed")
+            self._enter(stream, asked_place(request))
+            await self._over.wait()
         finally:
-            self._exit()
+            self._exit(stream)
             self._readers.leave(stream)
         return b""
 
-    async def _tell(self, stream: Stream, place: str | None) -> None:
+    def _enter(self, stream: Stream, place: str | None) -> None:
         if place is None:
             place = self._changes.place
             stream.tell(f"id: {place}\n\n".encode())
+        self._places[stream] = place
+        self._gate.open()
+        if self._telling is None:
+            self._leave = self._changes.watch(lambda _: self._gate.open())
+            self._telling = Deferred.fromCoroutine(self._tell_all())
+            self._telling.addErrback(self._send_away)
+
+    def _exit(self, stream: Stream) -> None:
+        del self._places[stream]
+        if not self._places and self._telling is not None:
+            self._leave()
+            self._telling.cancel()
+            self._telling = None
+            self._gate.close()
+
+    def _send_away(self, failure: Failure) -> None:
+        """They come back to their places in two seconds."""
+        if failure.check(CancelledError):  # they have gone
+            return
+        if failure.check(JournalUnavailable):
+            self._log.warn("events are not told any more: the journal: {problem}", problem=str(failure.value))
+        else:  # a bug; the answers have begun, so that they can only end
+            self._log.failure("telling what has changed", failure)
+        over, self._over = self._over, Once()
+        over.happen(None)
+
+    async def _tell_all(self) -> None:
         while True:
-            if place == self._changes.place:
-                await self._gate.wait()
-            await stream.room()
-            place = await self._tell_since(stream, place)
+            await self._gate.wait()
+            while await self._tell_a_part():
+                pass
 
-    async def _tell_since(self, stream: Stream, place: str) -> str:
-        """Tell a part of what has changed since, and give how far that is."""
-        told, place = await self._part(place)
-        stream.tell(told)
-        return place
+    async def _tell_a_part(self) -> bool:
+        """Tell each who is behind and has room a part of what it has missed, and give whether there is more of it."""
+        more = False
+        for place, streams in self._behind().items():
+            newest = self._changes.place
+            told, reached = await self._part(place)
+            more = more or reached != newest
+            for start in range(0, len(streams), READERS_A_TURN):
+                self._tell(streams[start : start + READERS_A_TURN], told, reached)
+                await deferLater(self._readers.clock, 0)
+        return more
 
-    def _part(self, place: str) -> Deferred[tuple[bytes, str]]:
-        """What is told to whoever is at this place now, and how far that is: made once, as most are at the same."""
-        asked = (place, self._changes.place)
-        if asked != self._asked:
-            self._asked, self._made = asked, Once()
-            Deferred.fromCoroutine(self._make_part(place)).addErrback(self._forget_part).addBoth(self._made.happen)
-        return self._made.wait()
+    def _behind(self) -> dict[str, list[Stream]]:
+        """Those who are to be told something and have room for it, by the place at which they are."""
+        found: dict[str, list[Stream]] = {}
+        for stream, place in self._places.items():
+            if stream.has_room and place != self._changes.place:
+                found.setdefault(place, []).append(stream)
+        return found
 
-    def _forget_part(self, failure: Failure) -> Failure:
-        self._asked = None
-        return failure
+    def _tell(self, streams: Sequence[Stream], told: bytes, reached: str) -> None:
+        for stream in streams:
+            if stream.has_room and stream in self._places:
+                self._places[stream] = reached
+                stream.tell(told)
 
-    async def _make_part(self, place: str) -> tuple[bytes, str]:
+    async def _part(self, place: str) -> tuple[bytes, str]:
+        """What is told to whoever is at this place now, and how far that is."""
         now = self._changes.place
         found = self._changes.since(place)
         if found is None:
             return event("reset", {}) + f"id: {now}\n\n".encode(), now
-        if not found:
-            return b"", now
         if self._together:
-            return await self._block(tuple(found), now) or b"", now
+            return await self._block(tuple(found), now), now
         places = [(change, self._changes.place_of(change) or now) for change in found[:CHANGES_A_TURN]]
         told = [await self._block((change,), at) for change, at in places]
-        return b"".join(filter(None, told)), places[-1][1] if len(found) > CHANGES_A_TURN else now
+        return b"".join(told), places[-1][1] if len(found) > CHANGES_A_TURN else now
 
-    def _block(self, changes: tuple[Change, ...], place: str) -> Deferred[bytes | None]:
-        """What is told of changes, rendered by whoever wants it first; the work outlasts him."""
+    async def _block(self, changes: tuple[Change, ...], place: str) -> bytes:
+        """What is told of changes; it is rendered once, unless it is asked for after many others."""
         key = (changes, place)
         if key not in self._rendered:
-            made: Once[Any] = Once()
-            self._rendered[key] = made
+            told = await self._render(*changes)
+            self._rendered[key] = b"" if told is None else told + f"id: {place}\n\n".encode()
             if len(self._rendered) > self._remembered:
                 self._rendered.popitem(last=False)
-            Deferred.fromCoroutine(self._render_block(changes, place)).addErrback(self._forget, key).addBoth(
-                made.happen
-            )
-            return made.wait()
-        return self._rendered[key].wait()
-
-    def _forget(self, failure: Failure, key: tuple[tuple[Change, ...], str]) -> Failure:
-        self._rendered.pop(key, None)
-        return failure
-
-    async def _render_block(self, changes: tuple[Change, ...], place: str) -> bytes | None:
-        told = await self._render(*changes)
-        return None if told is None else told + f"id: {place}\n\n".encode()
-
-    def _enter(self) -> None:
-        self._following += 1
-        if self._following == 1:
-            self._leave = self._changes.watch(lambda _: self._gate.open())
-
-    def _exit(self) -> None:
-        self._following -= 1
-        if not self._following:
-            self._leave()
-            self._gate.close()
+        return self._rendered[key]
 
 
 @dataclass(frozen=True)
@@ -399,7 +393,6 @@ class LogFeed:
 
     async def _tell(self, stream: Stream, gate: Gate, log: Log, offset: int) -> None:
         while True:
-            seen = self._places(log)
             end = await log.end()  # asked for before the log is read: what was written until then is all there is
             while piece := _piece(log.path, offset):
                 await stream.room()
@@ -409,11 +402,7 @@ class LogFeed:
             if end is not None:
                 stream.tell(event("end", end) + b"id: %d\n\n" % offset)
                 return
-            if seen == self._places(log):
-                await gate.wait()
-
-    def _places(self, log: Log) -> list[str | None]:
-        return [self._changes.place_of(Change(kind, log.deployment)) for kind in (Kind.LOG, Kind.DEPLOYMENT)]
+            await gate.wait()
 
 
 def _offset(place: str | None) -> int:

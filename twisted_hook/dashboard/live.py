@@ -17,9 +17,6 @@ from twisted_hook.streams import Feed, Readers, event
 REMEMBERED = 16
 """Renderings of one page that are kept: each may have 20 kB, and there are as many pages as readers."""
 
-MOMENT = 0.06
-"""Seconds at least between two times that a page is told: the same lists show a thousand pushes."""
-
 
 class Live:
     """The pages that are looked at just now."""
@@ -37,14 +34,8 @@ class Live:
         if await self._views.at(page) is None:
             raise Refused(404, "There is no such page.")
         if page not in self._feeds:
-            self._feeds[page] = Feed(
-                self._changes,
-                partial(self._told, page),
-                self._readers,
-                remembered=REMEMBERED,
-                together=True,
-                moment=MOMENT,
-            )
+            told = partial(self._told, page)
+            self._feeds[page] = Feed(self._changes, told, self._readers, remembered=REMEMBERED, together=True)
         feed = self._feeds[page]
         self._looked_at[page] = self._looked_at.get(page, 0) + 1
         try:
