@@ -630,7 +630,8 @@ class Hookdeploy(Service):
                 await self._within(STEP_LIMIT, f"closing {what}", door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
         await self._within(STEP_LIMIT, "ending what is done now and then", self._end_what_recurs())
-        await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
+        await self._stop_apps(STEP_LIMIT + drain)
+        await self._within(STEP_LIMIT, "letting go of the sockets", self._let_go_of_sockets())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
         await self._within(STEP_LIMIT, "closing the journal", self._stored.close())
         self._systemd.close()
@@ -657,9 +658,13 @@ class Hookdeploy(Service):
         if self._ranges is not None:
             self._ranges.stop()
 
-    async def _stop_apps(self) -> None:
-        ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
-        await gatherResults([Deferred.fromCoroutine(end) for end in ends])
+    async def _stop_apps(self, limit: float) -> None:
+        """Each for itself: one that fails or is late keeps no other from being stopped in order."""
+        ends = {app.name: app.leave() if self._leaving else app.stop() for app in self._apps.values()}
+        steps = [self._within(limit, f"stopping {name}", end) for name, end in ends.items()]
+        await gatherResults([Deferred.fromCoroutine(step) for step in steps])
+
+    async def _let_go_of_sockets(self) -> None:
         if self._leaving:
             self._ports.leave()
         else:
