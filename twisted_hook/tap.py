@@ -510,7 +510,7 @@ class Hookdeploy(Service):
             self._ports.take(settings.config, held=self._still_held)
             self._ports.hand_over()
             begun = await self._begin_anew(settings)
-        except (CannotStart, CannotListen, ConfigError) as error:
+        except (CannotStart, CannotListen, ConfigError, NoKeeper) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
             await self._ports.keep_only(self._settings.config)
