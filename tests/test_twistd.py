@@ -53,6 +53,15 @@ def taken(*arguments, **given):
 tap.Hookdeploy.take = taken
 """
 
+ONCE_MORE = """
+taken_once = tap.Hookdeploy.take
+def taken_again(*arguments, **given):
+    service = taken_once(*arguments, **given)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return service
+tap.Hookdeploy.take = taken_again
+"""
+
 FAILS_WHEN_IT_HAS_STOPPED = """
 from twisted_hook import apps
 stop = apps.App.stop
@@ -826,6 +835,14 @@ def test_a_stop_in_the_moment_of_a_start_leaves_nothing(release: Hookdeploy) -> 
     until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
     assert not (release.state / "keeper.sock").exists()
     assert list(release.state.glob("apps/*/servers/*")) == []
+
+
+def test_a_start_that_is_told_twice_to_stop_ends_at_once(release: Hookdeploy) -> None:
+    """It may wait there for an old server to drain, and only SIGKILL could end it."""
+    stopped = told_to_stop_when_all_is_taken(release, ONCE_MORE)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr
+    assert stopped.stdout == ""
+    until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
 
 
 def test_an_app_that_fails_to_stop_keeps_no_socket_open(release: Hookdeploy) -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -82,6 +83,13 @@ STDERR = 2
 """Its descriptor: twistd makes another thing of ``sys.stderr``."""
 
 
+STOPS = {
+    signal.SIGTERM: global_reactor.sigTerm,  # type: ignore[attr-defined]
+    signal.SIGINT: global_reactor.sigInt,  # type: ignore[attr-defined]
+}
+"""What Twisted does on them."""
+
+
 class Options(usage.Options):
     """The command line of the plugin."""
 
@@ -122,9 +130,8 @@ class CannotStart(Exception):
 def makeService(options: Options) -> Hookdeploy:
     """What ``twistd`` runs. Exits with 1, and a line for each fault, if it cannot run."""
     path = options["config"]
-    # Twisted does this when the reactor runs; who dies before that leaves what an earlier hookdeploy has left to us.
-    signal.signal(signal.SIGTERM, global_reactor.sigTerm)  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, global_reactor.sigInt)  # type: ignore[attr-defined]
+    for number in STOPS:
+        signal.signal(number, _stop_soon)
     try:
         pidfile = options.parent["pidfile"] if options.parent else ""
         service = Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
@@ -242,6 +249,8 @@ class Hookdeploy(Service):
 
     def startService(self) -> None:
         super().startService()
+        for number, stop in STOPS.items():
+            signal.signal(number, stop)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.upgrade))
         signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self.leave))
@@ -684,6 +693,15 @@ class Hookdeploy(Service):
             self._log.error("{what} took longer than {limit} s", what=what, limit=limit)
         except Exception:  # noqa: BLE001 - what is left must still be stopped
             self._log.failure("{what}", what=what)
+
+
+def _stop_soon(number: int, frame: FrameType | None) -> None:
+    """Stop when the reactor runs: who dies before that leaves what an earlier hookdeploy has left to us.
+
+    Told again, end at once: until then we may wait for an old server whose requests have minutes to finish.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    STOPS[signal.Signals(number)](number, frame)
 
 
 def _exit_failed() -> None:
