@@ -31,13 +31,14 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import wsgiapps
 from tests.patient import up_when
 from tests.wsgiapps import GOOD, Load, Site, ask, connection, site, soon, until
-from twisted_hook import appserver, sockets
+from twisted_hook import appserver, serverrecords, sockets
 from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
 from twisted_hook.environments import existing
 from twisted_hook.generation import Orders
 from twisted_hook.model import Commit, Environment, Launch, Phase, ProbationFailed, StepFailed, Tree
 from twisted_hook.once import Once
+from twisted_hook.serverrecords import Record
 from twisted_hook.supervision import Terms
 
 # --- swaps
@@ -1335,6 +1336,16 @@ class Reviving(SynchronousTestCase):
         self.assertNoResult(stopping)
         self.started[-1].swept.happen(None)
         self.successResultOf(stopping)
+
+    def test_stopping_ends_what_is_known_though_what_was_left_cannot_be_looked_for(self) -> None:
+        def no_descriptor_is_left(directory: Path) -> Sequence[Record]:
+            raise OSError(24, "Too many open files")
+
+        self.serve()
+        self.patch(serverrecords, "alive", no_descriptor_is_left)
+        self.successResultOf(self.do(self.server.stop()))
+        self.assertTrue(self.started[-1].drained)
+        self.assertEqual(self.server.status.state, "stopped")
 
     def test_a_swap_that_waits_for_its_turn_fails_when_the_server_stops(self) -> None:
         self.serve()

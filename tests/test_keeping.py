@@ -314,6 +314,20 @@ class KeeperTests(KeeperFixture):
             death.join(PATIENCE)
         self.the_one()
 
+    def test_a_call_during_which_two_keepers_die_says_that_there_is_none(self) -> None:
+        keeper = self.reached()
+        start = keeper._start
+
+        def start_one_that_dies() -> None:
+            start()
+            os.kill(self.the_one(), signal.SIGKILL)
+            until(lambda: not keepers(self.path), "the end of the keeper")
+
+        self.patch(keeper, "_start", start_one_that_dies)
+        os.kill(self.the_one(), signal.SIGKILL)
+        until(lambda: not keepers(self.path), "the end of the keeper")
+        self.assertRaises(NoKeeper, keeper.hold, "door", self.listener())
+
     def test_its_socket_is_for_its_owner_alone(self) -> None:
         self.reached()
         self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o600)

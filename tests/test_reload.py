@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -35,6 +36,15 @@ def hang_up(hookdeploy: Hookdeploy, config: str, said: str = AGAIN) -> None:
     hookdeploy.configure(config)
     os.kill(hookdeploy.pid, signal.SIGHUP)
     until(lambda: hookdeploy.log.count(said) > times, f"{said!r} in the log")
+
+
+def keepers_of(hookdeploy: Hookdeploy) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just gone
+            if str(hookdeploy.state / "keeper.sock").encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(entry.name))
+    return found
 
 
 def ping(hookdeploy: Hookdeploy, path: str) -> int:
@@ -145,6 +155,26 @@ def test_a_reload_that_the_journal_cannot_bear_is_refused_and_can_be_repeated(
     until(lambda: release.log.count("web: serving ") >= 2 and is_listened_on(elsewhere), "another address")
     newest = release.api("/deployments", limit=1)[0]
     assert (newest["trigger"], release.ended(newest["id"])["outcome"]) == ("start", "deployed")
+    assert "Traceback" not in release.log
+
+
+def test_a_reload_while_there_is_no_keeper_is_refused_and_can_be_repeated(release: Hookdeploy) -> None:
+    """A socket that nobody would hold while hookdeploy is not there is not listened on."""
+    release.start()
+    release.first()
+    in_its_way = release.state / "keeper.sock"
+    in_its_way.unlink()
+    (in_its_way / "something").mkdir(parents=True)
+    [keeper] = keepers_of(release)
+    os.kill(keeper, signal.SIGKILL)
+    release.wait_for_log("the keeper of the sockets could not be started")
+    elsewhere = RELEASE.replace("APP_PORT", str(free_port()))
+    hang_up(release, elsewhere, REFUSED + "the keeper of the sockets could not be started")
+    assert release.page() == "one"
+    (in_its_way / "something").rmdir()
+    in_its_way.rmdir()
+    release.wait_for_log("a new keeper holds the sockets")
+    hang_up(release, elsewhere)
     assert "Traceback" not in release.log
 
 

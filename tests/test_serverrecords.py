@@ -75,6 +75,11 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(serverrecords.alive(self.directory), [])
         self.assertEqual(list(self.directory.iterdir()), [])
 
+    def test_what_is_no_record_and_cannot_be_removed_hides_no_server(self) -> None:
+        (self.directory / "1.json").mkdir()
+        serverrecords.write(self.directory, self.record(os.getpid()))
+        self.assertEqual(serverrecords.alive(self.directory), [self.record(os.getpid())])
+
     def test_a_process_that_started_at_another_time_is_a_stranger(self) -> None:
         record = self.record(os.getpid())
         serverrecords.write(self.directory, dataclasses.replace(record, started=record.started - 1))

@@ -53,6 +53,24 @@ def taken(*arguments, **given):
 tap.Hookdeploy.take = taken
 """
 
+ONCE_MORE = """
+taken_once = tap.Hookdeploy.take
+def taken_again(*arguments, **given):
+    service = taken_once(*arguments, **given)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return service
+tap.Hookdeploy.take = taken_again
+"""
+
+FAILS_WHEN_IT_HAS_STOPPED = """
+from twisted_hook import apps
+stop = apps.App.stop
+async def stopped(app):
+    await stop(app)
+    raise RuntimeError("lost its way")
+apps.App.stop = stopped
+"""
+
 PHASES = ["fetching", "building", "starting", "checking", "swapping", "done"]
 
 
@@ -794,10 +812,10 @@ def test_sigterm_after_an_adoption_leaves_nothing(either: Hookdeploy) -> None:
     assert list(either.state.glob("apps/*/servers/*")) == []
 
 
-def told_to_stop_when_all_is_taken(hookdeploy: Hookdeploy) -> subprocess.CompletedProcess[str]:
+def told_to_stop_when_all_is_taken(hookdeploy: Hookdeploy, spoilt: str = "") -> subprocess.CompletedProcess[str]:
     """A start to which SIGTERM comes before the reactor runs, and so before Twisted hears any."""
     return subprocess.run(
-        (sys.executable, "-c", STOPPED + TWISTD[2], "-n", "--pidfile=", "hookdeploy"),
+        (sys.executable, "-c", STOPPED + spoilt + TWISTD[2], "-n", "--pidfile=", "hookdeploy"),
         cwd=hookdeploy.directory,
         env=hookdeploy.environ,
         capture_output=True,
@@ -817,6 +835,24 @@ def test_a_stop_in_the_moment_of_a_start_leaves_nothing(release: Hookdeploy) -> 
     until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
     assert not (release.state / "keeper.sock").exists()
     assert list(release.state.glob("apps/*/servers/*")) == []
+
+
+def test_a_start_that_is_told_twice_to_stop_ends_at_once(release: Hookdeploy) -> None:
+    """It may wait there for an old server to drain, and only SIGKILL could end it."""
+    stopped = told_to_stop_when_all_is_taken(release, ONCE_MORE)
+    assert stopped.returncode == -signal.SIGTERM, stopped.stderr
+    assert stopped.stdout == ""
+    until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
+
+
+def test_an_app_that_fails_to_stop_keeps_no_socket_open(release: Hookdeploy) -> None:
+    release.start()
+    release.wait_for_page("one")
+    release.stop(signal.SIGQUIT)
+    stopped = told_to_stop_when_all_is_taken(release, FAILS_WHEN_IT_HAS_STOPPED)
+    assert "lost its way" in stopped.stdout
+    until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
+    assert not is_listened_on(release.app_port)
 
 
 def test_a_start_that_fails_when_all_is_taken_leaves_nothing(release: Hookdeploy) -> None:

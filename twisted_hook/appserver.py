@@ -187,9 +187,9 @@ class SocketServer:
                 serverrecords.forget(self._records, record.pid)  # nobody watches it
                 continue
             with suppress(ProcessLookupError):  # it has just gone
-                found.append((record, AdoptedServer(self._reactor, self._as_recorded(record), record.pid)))
-        for _, server in found:
-            self._watch(server)
+                server = AdoptedServer(self._reactor, self._as_recorded(record), record.pid)
+                self._watch(server)
+                found.append((record, server))
         return found
 
     @property
@@ -214,7 +214,14 @@ class SocketServer:
         """Drain whatever runs and close the socket; nothing is left when this returns."""
         self._stopping = True
         self._cancel_revival()
-        self._take_over()  # we may be stopped before it was our turn to adopt what was left to us
+        try:
+            self._take_over()  # we may be stopped before it was our turn to adopt what was left to us
+        except OSError as error:  # what we do know must end all the same
+            self._log.error(
+                "{app}: what an earlier hookdeploy has left cannot be ended: {problem}",
+                app=self._app.name,
+                problem=str(error),
+            )
         for process in list(self._alive):
             process.drain()
         for process in list(self._alive):

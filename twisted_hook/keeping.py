@@ -86,7 +86,8 @@ class Keeper:
         """Let go of every socket but these."""
         for name in self._held.keys() - names:
             os.close(self._held.pop(name))
-        self._do("keep only", *sorted(names))
+        with suppress(NoKeeper):  # then nobody holds anything, and whoever comes is given these only
+            self._do("keep only", *sorted(names))
 
     def watch(self, reactor: Reactor) -> None:
         """Replace it from now on as soon as it dies: if we died before its next call, nobody would hold the sockets."""
@@ -138,6 +139,7 @@ class Keeper:
         self._held[name] = os.dup(listener.fileno())
 
     def _do(self, what: str, *names: str, listener: int | None = None) -> socket.socket | None:
+        """Raises ``NoKeeper``."""
         if self._connection is None:
             raise NoKeeper("it was never reached")
         try:
@@ -145,7 +147,10 @@ class Keeper:
         except OSError:
             self._log.warn("the keeper of the sockets has died; a new one is started")
             self.reach()
+        try:
             return _ask(self._connection, what, names, listener)
+        except OSError as error:
+            raise NoKeeper(f"the keeper of the sockets has died again: {error}") from error
 
     @cached_property
     def _address(self) -> str:

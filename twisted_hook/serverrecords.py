@@ -80,7 +80,8 @@ def alive(directory: Path) -> list[Record]:
         if record is not None:
             found.append(record)
         else:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # as in ``forget``
+                path.unlink()
     return sorted(found, key=lambda record: (record.started, record.pid))
 
 

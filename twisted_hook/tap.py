@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import IO, TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -82,6 +83,13 @@ STDERR = 2
 """Its descriptor: twistd makes another thing of ``sys.stderr``."""
 
 
+STOPS = {
+    signal.SIGTERM: global_reactor.sigTerm,  # type: ignore[attr-defined]
+    signal.SIGINT: global_reactor.sigInt,  # type: ignore[attr-defined]
+}
+"""What Twisted does on them."""
+
+
 class Options(usage.Options):
     """The command line of the plugin."""
 
@@ -122,9 +130,8 @@ class CannotStart(Exception):
 def makeService(options: Options) -> Hookdeploy:
     """What ``twistd`` runs. Exits with 1, and a line for each fault, if it cannot run."""
     path = options["config"]
-    # Twisted does this when the reactor runs; who dies before that leaves what an earlier hookdeploy has left to us.
-    signal.signal(signal.SIGTERM, global_reactor.sigTerm)  # type: ignore[attr-defined]
-    signal.signal(signal.SIGINT, global_reactor.sigInt)  # type: ignore[attr-defined]
+    for number in STOPS:
+        signal.signal(number, _stop_soon)
     try:
         pidfile = options.parent["pidfile"] if options.parent else ""
         service = Hookdeploy.take(global_reactor, Path(path).absolute() if path else None, os.environ, pidfile=pidfile)
@@ -242,6 +249,8 @@ class Hookdeploy(Service):
 
     def startService(self) -> None:
         super().startService()
+        for number, stop in STOPS.items():
+            signal.signal(number, stop)
         signal.signal(signal.SIGHUP, lambda *_: self._reactor.callFromThread(self.reload))
         signal.signal(signal.SIGUSR2, lambda *_: self._reactor.callFromThread(self.upgrade))
         signal.signal(signal.SIGQUIT, lambda *_: self._reactor.callFromThread(self.leave))
@@ -510,7 +519,7 @@ class Hookdeploy(Service):
             self._ports.take(settings.config, held=self._still_held)
             self._ports.hand_over()
             begun = await self._begin_anew(settings)
-        except (CannotStart, CannotListen, ConfigError) as error:
+        except (CannotStart, CannotListen, ConfigError, NoKeeper) as error:
             for line in str(error).splitlines():
                 self._log.error("the configuration stays as it was: {fault}", fault=line)
             await self._ports.keep_only(self._settings.config)
@@ -630,7 +639,8 @@ class Hookdeploy(Service):
                 await self._within(STEP_LIMIT, f"closing {what}", door.keep_only(()))
         await self._within(STEP_LIMIT + drain, "ending a reload", self._end_reload())
         await self._within(STEP_LIMIT, "ending what is done now and then", self._end_what_recurs())
-        await self._within(STEP_LIMIT + drain, "stopping the apps", self._stop_apps())
+        await self._stop_apps(STEP_LIMIT + drain)
+        await self._within(STEP_LIMIT, "letting go of the sockets", self._let_go_of_sockets())
         await self._within(STEP_LIMIT, "closing the API", self._close_api())
         await self._within(STEP_LIMIT, "closing the journal", self._stored.close())
         self._systemd.close()
@@ -657,9 +667,13 @@ class Hookdeploy(Service):
         if self._ranges is not None:
             self._ranges.stop()
 
-    async def _stop_apps(self) -> None:
-        ends = [app.leave() if self._leaving else app.stop() for app in self._apps.values()]
-        await gatherResults([Deferred.fromCoroutine(end) for end in ends])
+    async def _stop_apps(self, limit: float) -> None:
+        """Each for itself: one that fails or is late keeps no other from being stopped in order."""
+        ends = {app.name: app.leave() if self._leaving else app.stop() for app in self._apps.values()}
+        steps = [self._within(limit, f"stopping {name}", end) for name, end in ends.items()]
+        await gatherResults([Deferred.fromCoroutine(step) for step in steps])
+
+    async def _let_go_of_sockets(self) -> None:
         if self._leaving:
             self._ports.leave()
         else:
@@ -679,6 +693,15 @@ class Hookdeploy(Service):
             self._log.error("{what} took longer than {limit} s", what=what, limit=limit)
         except Exception:  # noqa: BLE001 - what is left must still be stopped
             self._log.failure("{what}", what=what)
+
+
+def _stop_soon(number: int, frame: FrameType | None) -> None:
+    """Stop when the reactor runs: who dies before that leaves what an earlier hookdeploy has left to us.
+
+    Told again, end at once: until then we may wait for an old server whose requests have minutes to finish.
+    """
+    signal.signal(number, signal.SIG_DFL)
+    STOPS[signal.Signals(number)](number, frame)
 
 
 def _exit_failed() -> None:
