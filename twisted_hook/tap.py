@@ -434,9 +434,11 @@ class Hookdeploy(Service):
 
     def _cannot_begin(self, failure: Failure) -> None:
         self._log.failure("hookdeploy cannot start", failure)
+        atexit.register(_exit_failed)
+        if not self.running:  # it was told to stop meanwhile
+            return
         if not self._has_begun:
             self._leaving = True  # what an earlier hookdeploy has left serves on, as after a crash
-        atexit.register(_exit_failed)
         self._reactor.stop()
 
     async def _take_up(self, deployment: Deployment) -> None:
