@@ -131,6 +131,7 @@ async def served(state: Path) -> AsyncIterator[Served]:
             for reader in made.followed:
                 await reader.wire.closed()
     assert not readers.number
+    assert not changes._watchers
 
 
 # --- events
@@ -488,6 +489,14 @@ class FeedTests(SynchronousTestCase):
             self.following.append(Deferred.fromCoroutine(self.feed.follow(request)))
         self.clock.pump([1.0, 1.0])
 
+    def follow_with_room(self) -> Fickle:
+        reader = Fickle(None)
+        self.asked.append(reader)
+        self.following.append(Deferred.fromCoroutine(self.feed.follow(cast("GuardedRequest", reader))))
+        reader.producer.resumeProducing()
+        self.clock.pump([1.0, 1.0])
+        return reader
+
     def leave(self) -> None:
         for each in self.following:
             each.cancel()
@@ -538,6 +547,26 @@ class FeedTests(SynchronousTestCase):
         self.changes.publish(Kind.APP, "two")
         self.clock.advance(streams.COALESCING)
         self.assertEqual(self.told("two"), 1)
+
+    def test_who_loses_its_room_before_its_turn_is_told_when_it_has_room_again(self) -> None:
+        self.follow(READERS_A_TURN)
+        reader = self.follow_with_room()
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        reader.producer.pauseProducing()
+        self.clock.pump([0.001] * 5)
+        self.assertNotIn(b"one", reader.told)
+        reader.producer.resumeProducing()
+        self.clock.pump([streams.MOMENT, 0.001])
+        self.assertIn(b"one", reader.told)
+
+    def test_nothing_turns_for_one_without_room_however_much_it_misses(self) -> None:
+        reader = self.follow_with_room()
+        reader.producer.pauseProducing()
+        for number in range(3 * streams.CHANGES_A_TURN):
+            self.changes.publish(Kind.APP, f"app{number}")
+        self.clock.pump([streams.MOMENT, 0.001, 0.001])
+        self.assertEqual(len(self.clock.getDelayedCalls()), 2, "the next heartbeat, and the end of patience")
 
     def test_who_goes_while_others_are_told_is_told_nothing_and_disturbs_nobody(self) -> None:
         self.follow(READERS_A_TURN + 2)
