@@ -13,7 +13,10 @@ from twisted_hook.redaction import MASK, CleaningStream, RedactingStream, Redact
 
 # Few letters, so that beginnings of secrets, overlaps and the mask's own brackets come up all the time.
 SECRETS = st.lists(st.text("ab[]", min_size=1, max_size=5), min_size=1, max_size=3)
-CHUNKS = st.lists(st.text("abc[]", max_size=6).map(str.encode) | st.sampled_from([b"\x1b[m", b"\x1b[31m"]), max_size=6)
+CHUNKS = st.lists(
+    st.text("abc[]", max_size=6).map(str.encode) | st.sampled_from([b"\x1b[m", b"\x1b[31m", b"\x1b", b"\x1b[3", b"1m"]),
+    max_size=6,
+)
 TERMINAL = st.lists(
     st.sampled_from(
         [
@@ -89,6 +92,8 @@ class RedactingStreamTests(SynchronousTestCase):
     @example(["ab", "abc"], [b"ab", b"c"])
     @example(["]a"], [b"]a", b"a"])
     @example(["aab"], [b"a", b"a", b"a", b"b"])
+    @example(["ab", "abc"], [b"ab\x1b", b"[31mc"])
+    @example(["ma"], [b"\x1b[31", b"ma"])
     def test_however_a_stream_is_cut_the_same_is_masked(self, secrets: list[str], chunks: list[bytes]) -> None:
         redactor = Redactor(secrets)
         self.assertEqual(masked(redactor.stream(), chunks), redactor.mask(b"".join(chunks)))

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -26,9 +28,9 @@ from twisted_hook import streams
 from twisted_hook.announced import AnnouncedJournal
 from twisted_hook.api import LIMITS, Api
 from twisted_hook.changes import Change, Changes, Kind
-from twisted_hook.model import Deployment, Outcome, Trigger
+from twisted_hook.model import Deployment, JournalUnavailable, Outcome, Trigger
 from twisted_hook.site import GuardedRequest, GuardedSite
-from twisted_hook.streams import PIECE, READERS_A_TURN, Feed, Gate, Readers
+from twisted_hook.streams import PIECE, READERS_A_TURN, Feed, Gate, Readers, Stream
 
 
 class Reader:
@@ -129,6 +131,7 @@ async def served(state: Path) -> AsyncIterator[Served]:
             for reader in made.followed:
                 await reader.wire.closed()
     assert not readers.number
+    assert not changes._watchers
 
 
 # --- events
@@ -279,8 +282,6 @@ async def test_a_journal_that_fails_ends_the_stream_and_a_bug_does_too(
 
 
 async def _unavailable(_: str) -> None:
-    from twisted_hook.model import JournalUnavailable
-
     raise JournalUnavailable("no disk")
 
 
@@ -472,10 +473,13 @@ class FeedTests(SynchronousTestCase):
         self.changes = Changes("life")
         self.feed = Feed(self.changes, self.render, Readers(self.clock))
         self.asked: list[Asked] = []
+        self.failing = False
         self.following: list[Deferred[bytes]] = []
         self.addCleanup(self.leave)
 
     async def render(self, change: Change) -> bytes:
+        if self.failing:
+            raise JournalUnavailable("no disk")
         return f"event: {change.id}\n".encode()
 
     def follow(self, number: int) -> None:
@@ -484,6 +488,14 @@ class FeedTests(SynchronousTestCase):
             request = cast("GuardedRequest", self.asked[-1])
             self.following.append(Deferred.fromCoroutine(self.feed.follow(request)))
         self.clock.pump([1.0, 1.0])
+
+    def follow_with_room(self) -> Fickle:
+        reader = Fickle(None)
+        self.asked.append(reader)
+        self.following.append(Deferred.fromCoroutine(self.feed.follow(cast("GuardedRequest", reader))))
+        reader.producer.resumeProducing()
+        self.clock.pump([1.0, 1.0])
+        return reader
 
     def leave(self) -> None:
         for each in self.following:
@@ -515,6 +527,47 @@ class FeedTests(SynchronousTestCase):
         self.clock.pump([streams.MOMENT, 0.001, 0.001])
         self.assertEqual((self.told("one"), self.told("two")), (len(self.asked),) * 2)
 
+    def test_more_than_one_turn_takes_is_told_without_another_change(self) -> None:
+        self.follow(1)
+        for number in range(3 * streams.CHANGES_A_TURN):
+            self.changes.publish(Kind.APP, f"app{number}")
+        self.clock.pump([streams.COALESCING, 0.001, 0.001, 0.001])
+        self.assertEqual(self.asked[0].told.count(b"event: app"), 3 * streams.CHANGES_A_TURN)
+
+    def test_when_the_telling_fails_all_end_and_who_comes_back_is_told(self) -> None:
+        self.follow(2)
+        self.failing = True
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        for each in self.following:
+            self.successResultOf(each)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+        self.following, self.failing = [], False
+        self.follow(1)
+        self.changes.publish(Kind.APP, "two")
+        self.clock.advance(streams.COALESCING)
+        self.assertEqual(self.told("two"), 1)
+
+    def test_who_loses_its_room_before_its_turn_is_told_when_it_has_room_again(self) -> None:
+        self.follow(READERS_A_TURN)
+        reader = self.follow_with_room()
+        self.changes.publish(Kind.APP, "one")
+        self.clock.advance(streams.COALESCING)
+        reader.producer.pauseProducing()
+        self.clock.pump([0.001] * 5)
+        self.assertNotIn(b"one", reader.told)
+        reader.producer.resumeProducing()
+        self.clock.pump([streams.MOMENT, 0.001])
+        self.assertIn(b"one", reader.told)
+
+    def test_nothing_turns_for_one_without_room_however_much_it_misses(self) -> None:
+        reader = self.follow_with_room()
+        reader.producer.pauseProducing()
+        for number in range(3 * streams.CHANGES_A_TURN):
+            self.changes.publish(Kind.APP, f"app{number}")
+        self.clock.pump([streams.MOMENT, 0.001, 0.001])
+        self.assertEqual(len(self.clock.getDelayedCalls()), 2, "the next heartbeat, and the end of patience")
+
     def test_who_goes_while_others_are_told_is_told_nothing_and_disturbs_nobody(self) -> None:
         self.follow(READERS_A_TURN + 2)
         self.changes.publish(Kind.APP, "one")
@@ -536,7 +589,108 @@ class FeedTests(SynchronousTestCase):
         self.assertEqual(self.told("two"), 1)
 
 
+class Fickle(Asked):
+    """One who follows from a place and does not always read; its connection has room for one piece at a time."""
+
+    def __init__(self, place: str | None) -> None:
+        super().__init__()
+        self.place, self.producer = place, cast("Stream", None)
+        self.most, self.flooded = 0, False
+
+    def header(self, _: bytes) -> list[bytes]:
+        return [self.place.encode()] if self.place else []
+
+    def registerProducer(self, *given: object) -> None:
+        self.producer = cast("Stream", given[0])
+
+    def write(self, data: bytes) -> None:
+        super().write(data)
+        self.most = max(self.most, data.count(b"id: "))
+        self.flooded = self.flooded or (b"event: " in data and not self.producer.has_room)
+        self.producer.pauseProducing()
+
+    @property
+    def reached(self) -> str:
+        return str(re.findall(rb"id: (.*)\n", self.told)[-1], "ascii")
+
+
+class EveryFeedTests(SynchronousTestCase):
+    def test_whatever_happens_who_stays_and_reads_is_told_the_last_of_everything(self) -> None:
+        for seed in range(60):
+            Story(self, Random(seed)).run()  # noqa: S311 - a story
+
+
+class Story:
+    """Readers come, go and stall while things change and the telling of it takes its time."""
+
+    def __init__(self, test: SynchronousTestCase, chance: Random) -> None:
+        self.test, self.chance = test, chance
+        self.clock, self.changes = Turns(), Changes("life")
+        self.readers = Readers(self.clock)
+        self.feed = Feed(self.changes, self.render, self.readers, together=chance.random() < 0.3, remembered=4)
+        self.following: dict[Fickle, Deferred[bytes]] = {}
+        self.slow = True
+
+    async def render(self, *changes: Change) -> bytes:
+        if self.slow and self.chance.random() < 0.3:
+            await deferLater(cast("Any", self.clock), self.chance.random() / 10)
+        return "".join(f"event: {change.id}\n" for change in changes).encode()
+
+    def run(self) -> None:
+        for _ in range(60):
+            self.chance.choice([self.come, self.go, self.read, self.change, self.change, self.pass_time])()
+        self.slow = False  # in the end nothing changes any more, and all read
+        for _ in range(100):
+            self.read()
+            self.clock.advance(0.03)
+        for reader in self.following:
+            self.test.assertEqual((reader.reached, reader.flooded), (self.changes.place, False))
+            self.test.assertLessEqual(reader.most, streams.CHANGES_A_TURN)
+            missed = self.changes.since(reader.place) if reader.place else []
+            for change in missed or ():
+                self.test.assertIn(f"event: {change.id}\n".encode(), reader.told)
+            self.test.assertEqual(b"event: reset" in reader.told, missed is None)
+        while self.following:
+            self.go()
+        self.test.assertEqual((self.clock.getDelayedCalls(), self.changes._watchers), ([], {}))
+
+    def come(self) -> None:
+        reader = Fickle(self.chance.choice([None, "life-0", "old-1"]))
+        following = Deferred.fromCoroutine(self.feed.follow(cast("GuardedRequest", reader)))
+        self.following[reader] = following
+
+    def go(self) -> None:
+        if self.following:
+            following = self.following.pop(self.chance.choice([*self.following]))
+            following.cancel()
+            self.test.failureResultOf(following, CancelledError)
+
+    def read(self) -> None:
+        for reader in self.following:
+            if self.chance.random() < 0.5:
+                reader.producer.resumeProducing()
+
+    def change(self) -> None:
+        for _ in range(self.chance.choice([1, 2, 3 * streams.CHANGES_A_TURN])):
+            self.changes.publish(Kind.APP, f"app{self.chance.randrange(100)}")
+
+    def pass_time(self) -> None:
+        self.clock.pump([self.chance.choice([0.001, 0.02, 0.1])] * 3)
+
+
 class GateTests(SynchronousTestCase):
+    def test_a_clock_that_is_set_back_closes_it_for_no_longer(self) -> None:
+        clock = Clock()
+        gate = Gate(clock)
+        clock.advance(3600)
+        gate.open()
+        clock.advance(streams.COALESCING)
+        self.successResultOf(Deferred.fromCoroutine(gate.wait()))
+        clock.rightNow -= 3600
+        gate.open()
+        clock.advance(streams.MOMENT)
+        self.successResultOf(Deferred.fromCoroutine(gate.wait()))
+
     def test_it_opens_soon_after_a_change_and_not_too_often(self) -> None:
         clock, passed = Clock(), list[float]()
         gate = Gate(clock)

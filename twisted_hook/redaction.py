@@ -22,6 +22,8 @@ _ESCAPE_SEQUENCE = re.compile(rf"\x1b(?:{_CSI}[@-~]|{_OSC}(?:\x07|\x1b\\)|{_OTHE
 _COLOUR = re.compile(r"\x1b\[[0-9;:]{0,64}m")
 """Select graphic rendition: how what follows is to look, and nothing else."""
 _COLOUR_BYTES = re.compile(_COLOUR.pattern.encode())
+_BEGUN_COLOUR = re.compile(rb"\x1b(?:\[[0-9;:]{0,64})?\Z")
+_LONGEST_BEGUN = 66
 _MOST_COLOURS = 4096
 """Bytes of colours within what may be a secret, for which a stream waits for more of it."""
 _UNFINISHED = re.compile(rf"\r\Z|\x1b(?:{_CSI}|{_OSC}\x1b?|{_OTHER})\Z")
@@ -88,7 +90,10 @@ class Redactor:
 
     def mask_begun(self, data: bytes) -> tuple[bytes, bytes]:
         """The data with every secret masked up to where, at its end, one may have begun; and the rest, as it came."""
-        return self._masked(data, self._begun)
+        begun = _BEGUN_COLOUR.search(data, max(0, len(data) - _LONGEST_BEGUN))
+        end = begun.start() if begun else len(data)  # it is not known yet whether this is text
+        shown, rest = self._masked(data[:end], self._begun)
+        return shown, rest + data[end:]
 
     def _masked(self, data: bytes, begun_in: Callable[[bytes, int], int]) -> tuple[bytes, bytes]:
         plain, place = _without_colours(data)

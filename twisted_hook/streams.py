@@ -196,7 +196,8 @@ class Gate:
     def open(self) -> None:
         """Something has changed."""
         if self._opening is None:
-            soon = max(COALESCING, self._opened_at + MOMENT - self._clock.seconds())
+            still = self._opened_at + MOMENT - self._clock.seconds()
+            soon = max(COALESCING, min(still, MOMENT))  # the clock may have been set back
             self._opening = self._clock.callLater(soon, self._let_through)
 
     async def wait(self) -> None:
