@@ -359,9 +359,8 @@ async def test_a_command_that_ends_before_its_start_is_over_is_a_result(
 
     register = twisted_process.registerReapProcessHandler
     monkeypatch.setattr(twisted_process, "registerReapProcessHandler", register_late)
-    result = await SpawningRunner(reactor, records=tmp_path).run(shell("echo quick; exit 3"))
+    result = await run(shell("echo quick; exit 3"))
     assert (result.status, result.tail) == (3, "quick")
-    assert list(tmp_path.iterdir()) == []
 
 
 # What is written down of it.
@@ -380,6 +379,33 @@ async def test_a_command_is_on_record_while_it_runs(tmp_path: Path) -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_command_that_cannot_be_recorded_runs_all_the_same(tmp_path: Path) -> None:
     assert (await SpawningRunner(reactor, records=tmp_path / "none").run(shell("true"))).ok
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_command_that_nobody_has_written_down_never_begins(tmp_path: Path) -> None:
+    """P83: a hookdeploy that is killed as soon as it has started one; its next start could not find it."""
+    script = """
+import os, signal, sys
+from pathlib import Path
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted_hook import leftovers
+from twisted_hook.model import Command
+from twisted_hook.process import SpawningRunner
+
+def killed(path, pid):
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+leftovers.record = killed
+here = Path(sys.argv[1])
+command = Command("step", ("sh", "-c", "echo > begun"), {"PATH": os.environ["PATH"]}, cwd=here)
+Deferred.fromCoroutine(SpawningRunner(reactor, records=here).run(command))
+"""
+    command = (sys.executable, "-c", script, str(tmp_path))
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)  # noqa: ASYNC221
+    await until(lambda: not alive(int(done.stdout)))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest_twisted.ensureDeferred

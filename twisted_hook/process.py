@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -34,6 +35,8 @@ TERM_GRACE = 3.0
 """Seconds between SIGTERM and SIGKILL for a command whose time is up."""
 LINGER = 2.0
 """Seconds that what a finished command left behind may still print before it is ended."""
+LIFELINE = 3
+"""The descriptor by which a command is let begin."""
 
 
 if TYPE_CHECKING:
@@ -155,6 +158,12 @@ class _Run(ProcessProtocol):
         signal_group(self.pid, signal.SIGKILL)
         self.gone.happen(self._result(self._exit or reason))
 
+    def begin(self) -> None:
+        """Let a program begin that is held back."""
+        with suppress(KeyError):  # it has ended already
+            self._process.writeToChild(LIFELINE, b"!\n")
+            self._process.closeChildFD(LIFELINE)
+
     def terminate(self) -> None:
         """End the family: SIGTERM now, SIGKILL after the grace. Asking again changes nothing."""
         if self._exit is not None or self._ending:
@@ -218,7 +227,8 @@ def last_lines(data: bytes) -> str:
 class SpawningRunner:
     """Runs commands with ``spawnProcess``.
 
-    Each is written down in the directory ``records`` while it runs: if hookdeploy is killed, its next start finds it.
+    Each is written down in the directory ``records`` before it begins: if hookdeploy is killed, whenever that is, its
+    next start finds it.
     """
 
     def __init__(self, reactor: Reactor, *, records: Path | None = None) -> None:
@@ -228,7 +238,12 @@ class SpawningRunner:
 
     async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
         running = _Run(self._reactor, command, output)
-        null = os.open(os.devnull, os.O_RDONLY)
+        fds: dict[int, int | str] = {1: "r", 2: "r"}
+        through = stepping_back(command.nice, nice_program=self._nice, ionice_program=self._ionice)
+        if self._records is not None:
+            fds[LIFELINE] = "w"
+            through = (*held_back(LIFELINE), *through)
+        null = fds[0] = os.open(os.devnull, os.O_RDONLY)
         try:
             spawn(
                 self._reactor,
@@ -236,9 +251,9 @@ class SpawningRunner:
                 argv=command.argv,
                 env=command.env,
                 cwd=command.cwd,
-                fds={0: null, 1: "r", 2: "r"},
+                fds=fds,
                 user=command.user,
-                through=stepping_back(command.nice, nice_program=self._nice, ionice_program=self._ionice),
+                through=through,
             )
         except CouldNotStart as error:
             return CommandResult(command, None, None, False, 0.0, b"", "", could_not_start=str(error))
@@ -247,6 +262,7 @@ class SpawningRunner:
         if self._records is None:
             return await _until_gone(running)
         with leftovers.recorded(self._records / f"{running.pid}.pid", running.pid):
+            running.begin()
             return await _until_gone(running)
 
 
