@@ -63,6 +63,7 @@ class FirstLife:
             [sys.executable, "-c", FIRST_LIFE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            bufsize=0,  # select() would not see a line that was read together with the one before it
             pass_fds=[blog.listener.fileno()],
         )
         assert self._process.stdin is not None
