@@ -45,21 +45,11 @@ BUILD = "echo >> DIRECTORY/built; while [ -e DIRECTORY/hold ]; do sleep 0.02; do
 STOPPED = """
 import os, signal
 from twisted_hook import tap
-take = tap.Hookdeploy.take
-def taken(*arguments, **given):
+def taken(*arguments, take=tap.Hookdeploy.take, **given):
     service = take(*arguments, **given)
     os.kill(os.getpid(), signal.SIGTERM)
     return service
 tap.Hookdeploy.take = taken
-"""
-
-ONCE_MORE = """
-taken_once = tap.Hookdeploy.take
-def taken_again(*arguments, **given):
-    service = taken_once(*arguments, **given)
-    os.kill(os.getpid(), signal.SIGTERM)
-    return service
-tap.Hookdeploy.take = taken_again
 """
 
 FAILS_WHEN_IT_HAS_STOPPED = """
@@ -839,7 +829,7 @@ def test_a_stop_in_the_moment_of_a_start_leaves_nothing(release: Hookdeploy) -> 
 
 def test_a_start_that_is_told_twice_to_stop_ends_at_once(release: Hookdeploy) -> None:
     """It may wait there for an old server to drain, and only SIGKILL could end it."""
-    stopped = told_to_stop_when_all_is_taken(release, ONCE_MORE)
+    stopped = told_to_stop_when_all_is_taken(release, STOPPED)
     assert stopped.returncode == -signal.SIGTERM, stopped.stderr
     assert stopped.stdout == ""
     until(lambda: not processes_of(release.directory), "end of the keeper, for which nobody waits")
