@@ -22,7 +22,7 @@ from twisted_hook.dashboard.phases import passed
 from twisted_hook.dashboard.words import EXPLAINED, UNHAPPY, Badge, badge_of, server_badge
 from twisted_hook.durations import usual
 from twisted_hook.hooks import Hook
-from twisted_hook.model import Delivery, Deployment, Outcome, Phase, Refused, StepFailed, Tree
+from twisted_hook.model import Delivery, Deployment, Outcome, Refused, StepFailed, Tree
 
 NEWEST = 12
 """Deployments and deliveries below the apps."""
@@ -116,7 +116,7 @@ class Views:
 
     async def _overview_parts(self, wanted: Collection[str]) -> Mapping[str, Part]:
         apps = [app for app in self._apps() if _card(app.name) in wanted]
-        parts = {_card(app.name): Part("card", await self._state(app)) for app in apps}
+        parts = {_card(app.name): Part("card", await self._state(app, await self._history(app.name))) for app in apps}
         if _DEPLOYMENTS in wanted:
             given = {"deployments": await self._journal.deployments(limit=NEWEST), "with_app": True}
             parts[_DEPLOYMENTS] = Part("deployments", given)
@@ -128,8 +128,8 @@ class Views:
 
     async def app(self, name: str) -> View:
         app = self.named(name)
-        state = await self._state(app)
-        history = await self._journal.deployments(app=name, limit=MOST)
+        history = await self._history(name)
+        state = await self._state(app, history)
         parts = {
             "state": Part("state", state),
             "steering": Part("steering", state),
@@ -154,11 +154,12 @@ class Views:
     async def deployment(self, id: str) -> View:
         found = await self.deployment_named(id)
         app = next((app for app in self._apps() if app.name == found.app), None)
-        present = _present(await self._state(app)) if app is not None else Present()
+        history = await self._history(found.app)
+        present = _present(await self._state(app, history)) if app is not None else Present()
         given = {
             "deployment": found,
             "badge": badge_of(found),
-            "passed": passed(found, await self._usual(found)),
+            "passed": passed(found, usual(history, like=found)),
             "link": commit_link(app, found.revision),
             "advice": of_deployment(found, present) if found.outcome in EXPLAINED else None,
             "configured": app is not None,
@@ -215,9 +216,12 @@ class Views:
         """What came after a place in it, where the style was this one."""
         return logtail.since(self._logs, deployment, place, Style.named(style))
 
-    async def _state(self, app: App) -> dict[str, Any]:
+    async def _history(self, app: str) -> Sequence[Deployment]:
+        """The newest deployments of an app, as many as tell what is usual there."""
+        return await self._journal.deployments(app=app, limit=MOST)
+
+    async def _state(self, app: App, history: Sequence[Deployment]) -> dict[str, Any]:
         """What an app is at, what happens to it, and why its last deployment failed if it did."""
-        history = await self._journal.deployments(app=app.name, limit=MOST)
         serving = app.server.launch.tree if app.server and app.server.launch else None
         good = await self._journal.last_good(app.name, serving.release if serving else None)
         commit = serving.commit if serving else good
@@ -240,10 +244,6 @@ class Views:
     async def _present(self, deployment: Deployment | None) -> Deployment | None:
         """A deployment in a lane, as the journal has it by now."""
         return None if deployment is None else await self._journal.deployment(deployment.id) or deployment
-
-    async def _usual(self, deployment: Deployment) -> Mapping[Phase, float]:
-        """The median seconds that each phase of one of its kind has taken lately."""
-        return usual(await self._journal.deployments(app=deployment.app, limit=MOST), like=deployment)
 
     async def _deliveries(self, limit: int) -> list[tuple[Delivery, list[Deployment]]]:
         deliveries = await self._journal.deliveries(limit=limit)
