@@ -255,8 +255,7 @@ class Api:
     @app.route("/api/v1/hooks", methods=["GET"])
     async def hooks(self, request: GuardedRequest) -> bytes:
         """The hooks in the order of the configuration, with when each of their secrets has verified last."""
-        verified = {(each.hook, each.secret): each for each in await self._journal.verified()}
-        return request.answer(encode([hook_json(hook, verified) for hook in self._hooks()]))
+        return request.answer(encode(await hooks_json(self._journal, self._hooks())))
 
     @app.route("/api/v1/deployments", methods=["GET"])
     async def deployments(self, request: GuardedRequest) -> bytes:
@@ -273,7 +272,7 @@ class Api:
     async def cancel(self, request: GuardedRequest, id: str) -> bytes:
         _wish(request, PlainWish)
         found = await self._deployment(id)
-        app = next((app for app in self._apps() if app.name == found.app), None)
+        app = find_app(self._apps(), found.app)
         if found.outcome is not None or app is None or not await seen_through(app.cancel(id)):
             ended = (await self._deployment(id)).outcome
             raise Refused(409, f"deployment {id} has ended: {ended}" if ended else f"deployment {id} is in no lane")
@@ -335,13 +334,13 @@ class Api:
                 delivery = await self._journal.delivery(change.id)
                 return None if delivery is None else event("delivery", delivery_json(delivery))
             case Kind.APP:
-                app = next((app for app in self._apps() if app.name == change.id), None)
+                app = find_app(self._apps(), change.id)
                 return None if app is None else event("app", await self._app(app))
             case Kind.LOG:
                 return None
 
     def _named(self, name: str) -> App:
-        found = next((app for app in self._apps() if app.name == name), None)
+        found = find_app(self._apps(), name)
         if found is None:
             raise Refused(404, f"there is no app {name}")
         return found
@@ -399,6 +398,11 @@ class Api:
         }
 
 
+def find_app(apps: Iterable[App], name: str) -> App | None:
+    """The app of this name; None if none is configured."""
+    return next((app for app in apps if app.name == name), None)
+
+
 def find_route(app: Klein, request: GuardedRequest) -> None:
     """Refuse a request for which an application has no route, by 404 or 405."""
     try:
@@ -435,8 +439,13 @@ def delivery_json(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def hook_json(hook: Hook, verified: Mapping[tuple[str, str], Verified]) -> dict[str, Any]:
-    """A hook as the API shows it, with what is known of its secrets by their names; never a secret itself."""
+async def hooks_json(journal: Journal, hooks: Iterable[Hook]) -> list[dict[str, Any]]:
+    """The hooks as the API shows them, with when each of their secrets has verified last; never a secret itself."""
+    verified = {(each.hook, each.secret): each for each in await journal.verified()}
+    return [_hook_json(hook, verified) for hook in hooks]
+
+
+def _hook_json(hook: Hook, verified: Mapping[tuple[str, str], Verified]) -> dict[str, Any]:
     secrets = [_secret_json(secret, verified.get((hook.name, secret.name))) for secret in hook.secrets]
     return {"name": hook.name, "path": hook.path, "forge": hook.forge, "secrets": secrets}
 

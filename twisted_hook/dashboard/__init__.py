@@ -18,7 +18,7 @@ from twisted.python.failure import Failure
 from twisted.web.http import SEE_OTHER
 from twisted.web.resource import IResource
 
-from twisted_hook.api import REVISION, App, Replay, find_route, seen_through
+from twisted_hook.api import REVISION, App, Replay, find_app, find_route, seen_through
 from twisted_hook.boundaries import Journal
 from twisted_hook.changes import Changes
 from twisted_hook.console import form_of
@@ -167,7 +167,7 @@ class Dashboard:
         found = await self._views.deployment_named(id)
         if not _is_confirmed(request):
             return self._confirm(request, f"End this deployment of {found.app}? What runs stays.", {})
-        app = next((app for app in self._apps() if app.name == found.app), None)
+        app = find_app(self._apps(), found.app)
         if found.outcome is not None or app is None or not await seen_through(app.cancel(id)):
             raise Refused(409, "The deployment is not under way any more.")
         self.log.info("{app}: deployment {id} is cancelled on the dashboard", app=found.app, id=found.id)

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from twisted_hook.advice import Present, of_delivery, of_deployment, of_silence
-from twisted_hook.api import App, hook_json
+from twisted_hook.api import App, find_app, hooks_json
 from twisted_hook.boundaries import Journal
 from twisted_hook.changes import Change, Kind
 from twisted_hook.dashboard import logtail
@@ -153,7 +153,7 @@ class Views:
 
     async def deployment(self, id: str) -> View:
         found = await self.deployment_named(id)
-        app = next((app for app in self._apps() if app.name == found.app), None)
+        app = find_app(self._apps(), found.app)
         history = await self._history(found.app)
         present = _present(await self._state(app, history)) if app is not None else Present()
         given = {
@@ -184,14 +184,13 @@ class Views:
         return View("delivery", f"Delivery {found.id}", parts, {"delivery": found})
 
     async def hooks(self) -> View:
-        verified = {(each.hook, each.secret): each for each in await self._journal.verified()}
-        shown = [hook_json(hook, verified) for hook in self._hooks()]
+        shown = await hooks_json(self._journal, self._hooks())
         return View("hooks", "Hooks", {"hooks": Part("hooks", {"hooks": shown})})
 
     # --- what they are made of
 
     def named(self, name: str) -> App:
-        found = next((app for app in self._apps() if app.name == name), None)
+        found = find_app(self._apps(), name)
         if found is None:
             raise Refused(404, f"There is no app {name}.")
         return found
