@@ -27,7 +27,7 @@ from twisted_hook import leftovers, sockets
 from twisted_hook.generation import SWEEP_INTERVAL, SWEEP_PATIENCE, Orders, how_it_ended
 from twisted_hook.model import Launch, StepFailed
 from twisted_hook.once import Once
-from twisted_hook.process import CouldNotStart, Reactor, group_exists, held_back, signal_group, spawn
+from twisted_hook.process import CouldNotStart, Reactor, group_exists, held_back, let_begin, signal_group, spawn
 from twisted_hook.questions import NoAnswer, Questions
 from twisted_hook.serverlog import ServerLog
 
@@ -201,8 +201,7 @@ class Candidate(ProcessProtocol):
             with suppress(OSError):  # as with every command, a full disk is no reason not to run it
                 leftovers.record(self._record(self.pid), self.pid)
         if self.transport is not None:
-            with suppress(KeyError):  # it has ended already
-                self.transport.writeToChild(LIFELINE, b"!\n")
+            let_begin(self.transport, LIFELINE)
 
     def _record(self, pid: int) -> Path:
         return self._trial.records / f"{pid}.pid"

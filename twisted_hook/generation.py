@@ -25,7 +25,7 @@ from twisted_hook import polling, serverrecords, supervision
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch, Phase
 from twisted_hook.once import Once
-from twisted_hook.process import CouldNotStart, Reactor, group_exists, held_back, signal_group, spawn
+from twisted_hook.process import CouldNotStart, Reactor, group_exists, held_back, let_begin, signal_group, spawn
 from twisted_hook.redaction import clean
 from twisted_hook.serverlog import ServerLog
 from twisted_hook.serverrecords import State
@@ -273,8 +273,7 @@ class ServerProcess(ProcessProtocol):
         No worker reads it.
         """
         if self.transport is not None:
-            with suppress(KeyError):  # it has just died, and the pipe with it
-                self.transport.writeToChild(LIFELINE, b"!\n")
+            let_begin(self.transport, LIFELINE)
 
     def _env(self) -> dict[str, str]:
         """gunicorn believes its variable more than its configuration file, so it does not get it."""

@@ -101,6 +101,12 @@ def held_back(descriptor: int) -> tuple[str, ...]:
     return ("/bin/sh", "-c", f'read -r _ <&{descriptor} && exec {descriptor}<&- && exec "$@"', "sh")
 
 
+def let_begin(process: IProcessTransport, descriptor: int) -> None:
+    """Send the line for which a program waits that is held back; nothing happens if it has ended already."""
+    with suppress(KeyError):
+        process.writeToChild(descriptor, b"!\n")
+
+
 def _check_words(words: Iterable[str]) -> None:
     """What no program can be given; in a forked child it would be a traceback."""
     try:
@@ -160,9 +166,8 @@ class _Run(ProcessProtocol):
 
     def begin(self) -> None:
         """Let a program begin that is held back."""
-        with suppress(KeyError):  # it has ended already
-            self._process.writeToChild(LIFELINE, b"!\n")
-            self._process.closeChildFD(LIFELINE)
+        let_begin(self._process, LIFELINE)
+        self._process.closeChildFD(LIFELINE)
 
     def terminate(self) -> None:
         """End the family: SIGTERM now, SIGKILL after the grace. Asking again changes nothing."""
