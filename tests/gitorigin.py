@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.proctable import runs
+from tests.waiting import until
 from twisted_hook.commands import Ambient
 
 NOBODY = 65534
@@ -106,17 +107,16 @@ class Origin:
 
 def kill_when(process: subprocess.Popen[bytes], started: Path) -> None:
     """Kill it as soon as ``started`` holds the id of a process, and the session of that one: a git at work."""
-    deadline = time.monotonic() + 60
-    while not (started.exists() and started.read_text()):
+
+    def has_begun() -> str:
         assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+        return started.read_text() if started.exists() else ""
+
+    session = os.getsid(int(until(has_begun, "git")))
     process.kill()
     process.wait()
-    session = int(Path(f"/proc/{int(started.read_text())}/stat").read_text().rpartition(")")[2].split()[3])
     os.killpg(session, signal.SIGKILL)
-    while Path(f"/proc/{session}").exists() and "Z" not in Path(f"/proc/{session}/stat").read_text().split():
-        time.sleep(0.01)
+    until(lambda: not runs(session), "end of git")
 
 
 _PUSHER = {"NAME": "Ada Pusher", "EMAIL": "ada@example.com"}

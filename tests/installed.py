@@ -10,23 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import cycle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 
 from tests import payloads
+from tests.proctable import command_lines, within
+from tests.waiting import PATIENCE, until
 
-T = TypeVar("T")
-
-PATIENCE = 60.0
-"""Seconds after which a test gives up; no test waits for it when all is well."""
-LOOK = 0.02
-"""Seconds between two looks."""
 _PORTS = 5_000
 """How many each of the processes has that run the tests side by side."""
 _first = 12_000 + _PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
@@ -57,15 +52,6 @@ poll = "0"
 IN_PLACE = RELEASE.replace('repository = "origin.git"', 'mode = "in-place"\npath = "clone"')
 
 
-def until(look: Callable[[], T | None], what: str) -> T:
-    """What a look gives as soon as it gives something."""
-    limit = time.monotonic() + PATIENCE
-    while not (found := look()):
-        assert time.monotonic() < limit, f"no {what} within {PATIENCE:g} s"
-        time.sleep(LOOK)
-    return found
-
-
 def free_port() -> int:
     """One below those that the kernel gives to clients, and of this process alone: it is taken a moment later."""
     while True:
@@ -85,14 +71,9 @@ def processes_of(directory: Path) -> dict[int, str]:
 
     The keeper of the sockets is not among them unless it is all that is left.
     """
-    found = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            cwd, words = str((entry / "cwd").readlink()), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if f"{cwd}/".startswith(f"{directory}/") or f"{directory}/" in words:
-            found[int(entry.name)] = words
+    lines = {pid: " ".join(words) for pid, words in command_lines()}
+    here = within(directory)
+    found = {pid: line for pid, line in lines.items() if pid in here or f"{directory}/" in line}
     keepers = {pid for pid, words in found.items() if "keeper.py" in words}
     return found if len(found) == len(keepers) else {pid: found[pid] for pid in found.keys() - keepers}
 

@@ -9,7 +9,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from tests.installed import PATIENCE, until
+from tests.waiting import PATIENCE, until
 
 SYSTEMD = Path("/lib/systemd/systemd")
 BOOT = """

@@ -18,7 +18,8 @@ import httpx
 import pytest
 
 from tests import payloads
-from tests.installed import PATIENCE, is_listened_on, until
+from tests.installed import is_listened_on
+from tests.waiting import PATIENCE, until
 
 GUIDE = (Path(__file__).parent.parent / "docs/tls-and-proxies.md").read_text()
 ALL = os.environ.get("HOOKDEPLOY_ALL_TESTS") == "1"

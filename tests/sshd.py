@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import free_port, is_listened_on, until
+from tests.installed import free_port, is_listened_on
+from tests.waiting import until
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
 

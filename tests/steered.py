@@ -12,7 +12,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.endpoints import UNIXServerEndpoint
 
 from tests.fakes import MemoryJournal
-from tests.wire import become
+from tests.waiting import become
 from twisted_hook.api import LIMITS, Api, App
 from twisted_hook.boundaries import AppServer, Journal
 from twisted_hook.changes import Changes

@@ -22,7 +22,8 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from tests import wsgiapps
-from tests.wsgiapps import PATIENCE, REACTOR, Load, Site, ask, site, soon, until
+from tests.waiting import PATIENCE, become
+from tests.wsgiapps import REACTOR, Load, Site, ask, site, soon
 from twisted_hook import serverrecords
 from twisted_hook.adoption import AdoptedServer
 from twisted_hook.generation import ServerProcess
@@ -128,7 +129,7 @@ def adopt(blog: Site) -> Launch | None:
 
 async def only(blog: Site, pid: int) -> None:
     """Wait until this master and its worker are all that is left."""
-    await until(lambda: len(blog.processes()) == 2 and masters(blog) == [pid], "the end of the other servers")
+    await become(lambda: len(blog.processes()) == 2 and masters(blog) == [pid], "the end of the other servers")
 
 
 # --- a server that serves
@@ -147,7 +148,7 @@ async def test_a_server_that_serves_is_adopted_and_nobody_notices(tmp_path: Path
                 assert adopt(blog) == launch
                 assert (blog.server.status.state, blog.server.status.pid) == ("serving", pid)
                 asked = len(load.answers)
-                await until(lambda: len(load.answers) > asked + 100, "more answers")
+                await become(lambda: len(load.answers) > asked + 100, "more answers")
         assert load.failures == []
         assert masters(blog) == [pid]
         assert len(blog.processes()) == 2
@@ -163,7 +164,7 @@ async def test_an_adopted_server_is_swapped_without_a_lost_request(tmp_path: Pat
             for text in ("two", "three"):
                 await blog.serve(blog.launch(text=text))
                 await load.sees(text)
-            await until(lambda: pid not in blog.processes(), "the end of the adopted server")
+            await become(lambda: pid not in blog.processes(), "the end of the adopted server")
             await only(blog, blog.server.status.pid or 0)
         assert load.failures == []
         assert load.answers[-1] == "three"
@@ -176,7 +177,7 @@ async def test_a_request_inside_an_adopted_server_is_finished_at_a_swap(tmp_path
         await leave_behind(blog, launch)
         adopt(blog)
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((launch.tree.path / "slow-begun").exists)
+        await become((launch.tree.path / "slow-begun").exists)
         await blog.serve(blog.launch(text="two"))
         assert await blog.get() == "two"
         (launch.tree.path / "slow-may-end").touch()
@@ -203,7 +204,7 @@ async def test_an_adopted_server_that_is_killed_is_revived(tmp_path: Path) -> No
         [pid] = await leave_behind(blog, blog.launch())
         adopt(blog)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: blog.server.status.state == "serving" and blog.server.status.pid != pid, "the revival")
+        await become(lambda: blog.server.status.state == "serving" and blog.server.status.pid != pid, "the revival")
         assert await blog.get() == "one"
         await only(blog, blog.server.status.pid or 0)
 
@@ -215,9 +216,9 @@ async def test_an_adopted_server_is_stopped_in_order_and_leaves_nothing(tmp_path
         [pid] = await leave_behind(blog, launch)
         adopt(blog)
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((launch.tree.path / "slow-begun").exists)
+        await become((launch.tree.path / "slow-begun").exists)
         stopping = Deferred.fromCoroutine(blog.server.stop())
-        await until(
+        await become(
             lambda: any(record.state is State.DRAINING for record in serverrecords.alive(blog.records)), "the drain"
         )
         (launch.tree.path / "slow-may-end").touch()
@@ -269,7 +270,7 @@ async def test_any_program_is_adopted_swapped_and_stopped(tmp_path: Path) -> Non
         assert not blog.server.outdated
         async with Load(blog.address, clients=2) as load:
             await blog.serve(blog.launch(wsgiapps.COMMAND, text="two"))
-            await until(lambda: pid not in blog.processes(), "the end of the adopted one")
+            await become(lambda: pid not in blog.processes(), "the end of the adopted one")
         assert load.failures == []
         assert await blog.get() == "two"
 
@@ -282,7 +283,7 @@ async def test_any_program_on_probation_drains(tmp_path: Path) -> None:
             await life.serves()
             await life.says("on probation")
         assert adopt(blog) == first
-        await until(lambda: len(blog.processes()) == 1, "the end of the one on probation")
+        await become(lambda: len(blog.processes()) == 1, "the end of the one on probation")
         assert await blog.get() == "one"
 
 
@@ -296,11 +297,11 @@ async def test_a_server_that_waits_at_its_gate_is_killed(tmp_path: Path) -> None
         launch = blog.launch()
         async with lived(blog, launch, blog.launch(wsgiapps.HANGS)) as life:
             await life.serves()
-            await until(lambda: blog.log.exists() and "waiting for the database" in blog.said(), "the second server")
+            await become(lambda: blog.log.exists() and "waiting for the database" in blog.said(), "the second server")
         pid, waiting = masters(blog)
         assert adopt(blog) == launch
         assert blog.server.status.pid == pid
-        await until(lambda: waiting not in blog.processes(), "the end of the one at its gate")
+        await become(lambda: waiting not in blog.processes(), "the end of the one at its gate")
         await only(blog, pid)
         assert await blog.get() == "one"
 
@@ -309,7 +310,7 @@ async def test_a_server_that_waits_at_its_gate_is_killed(tmp_path: Path) -> None
 async def test_nothing_is_adopted_if_all_that_is_left_waits_at_its_gate(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
         async with lived(blog, blog.launch(wsgiapps.HANGS)):
-            await until(lambda: blog.log.exists() and "waiting for the database" in blog.said(), "the server")
+            await become(lambda: blog.log.exists() and "waiting for the database" in blog.said(), "the server")
         assert adopt(blog) is None
         assert blog.server.outdated
         await blog.serve(blog.launch(text="two"))
@@ -328,7 +329,7 @@ async def test_of_two_that_serve_the_older_one_drains(tmp_path: Path) -> None:
         assert adopt(blog) == second
         assert blog.server.status.pid == new
         assert {await soon(each) for each in slow} <= {"one", "two"}
-        await until(lambda: old not in blog.processes(), "the end of the older one")
+        await become(lambda: old not in blog.processes(), "the end of the older one")
         await only(blog, new)
         assert await blog.get() == "two"
 
@@ -350,7 +351,7 @@ async def test_one_on_probation_drains_and_the_older_one_serves_on(tmp_path: Pat
                 assert adopt(blog) == first
                 assert blog.server.status.pid == old
                 assert states(blog) == [State.SERVING, State.DRAINING]
-                await until(lambda: new not in blog.processes(), "the end of the one on probation")
+                await become(lambda: new not in blog.processes(), "the end of the one on probation")
             assert load.failures == []
         await only(blog, old)
         assert await blog.get() == "one"
@@ -364,7 +365,7 @@ async def test_one_on_probation_ends_with_its_hookdeploy_and_the_older_one_is_ad
             await life.serves()
             await life.says("on probation")
         old, _ = masters(blog)
-        await until(lambda: masters(blog) == [old], "the end of the newer one")
+        await become(lambda: masters(blog) == [old], "the end of the newer one")
         assert adopt(blog) == first
         assert states(blog) == [State.SERVING]
         assert await blog.get() == "one"
@@ -393,9 +394,9 @@ async def test_one_that_was_draining_goes_on_draining(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
         first, second = blog.launch(), blog.launch(text="two")
         async with lived(blog, first, second) as life:
-            await until(lambda: blog.records.is_dir() and masters(blog), "the first server")
+            await become(lambda: blog.records.is_dir() and masters(blog), "the first server")
             slow = deferToThread(ask, blog.address, "/slow")  # waits in the backlog until somebody serves
-            await until((first.tree.path / "slow-begun").exists)
+            await become((first.tree.path / "slow-begun").exists)
             await life.serves(2)
         old, new = masters(blog)
         assert states(blog) == [State.DRAINING, State.SERVING]
@@ -404,7 +405,7 @@ async def test_one_that_was_draining_goes_on_draining(tmp_path: Path) -> None:
         assert await blog.get() == "two"
         (first.tree.path / "slow-may-end").touch()
         assert await soon(slow) == "one"
-        await until(lambda: old not in blog.processes(), "the end of the one that drains")
+        await become(lambda: old not in blog.processes(), "the end of the one that drains")
         await only(blog, new)
 
 
@@ -416,7 +417,7 @@ async def test_what_is_recorded_of_a_stranger_is_not_adopted(tmp_path: Path) -> 
         serverrecords.write(blog.records, dataclasses.replace(record, started=record.started - 1))
         assert adopt(blog) is None
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: not blog.processes(), "the end of the stranger")
+        await become(lambda: not blog.processes(), "the end of the stranger")
 
 
 @pytest_twisted.ensureDeferred
@@ -437,7 +438,7 @@ async def test_an_adopted_server_is_outdated_once_the_app_is_configured_otherwis
         assert blog.server.outdated
         async with Load(blog.address, clients=2) as load:
             await blog.serve(launch)
-            await until(lambda: pid not in blog.processes(), "the end of the outdated server")
+            await become(lambda: pid not in blog.processes(), "the end of the outdated server")
         assert load.failures == []
         assert not blog.server.outdated
         assert len(blog.processes()) == 3
@@ -489,7 +490,7 @@ async def test_what_was_started_in_this_life_is_not_adopted(tmp_path: Path) -> N
         assert blog.server._alive == before
         (old,) = [each for each in before if each is not blog.server._serving]
         old.terminate()
-        await until(lambda: len(blog.processes()) == 2, "the end of the older one")
+        await become(lambda: len(blog.processes()) == 2, "the end of the older one")
 
 
 DIES_BEFORE_IT_WRITES = """
@@ -522,6 +523,6 @@ async def test_any_program_ends_that_was_started_and_not_written_down(
             await life.says("dies")
         assert adopt(blog) == first
         old = blog.server.status.pid
-        await until(lambda: blog.processes() == [old], "the end of the other one")
+        await become(lambda: blog.processes() == [old], "the end of the other one")
         for _ in range(10):
             assert await blog.get() == "one"

@@ -10,8 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tests.githubapi import meta
-from tests.installed import RELEASE, Hookdeploy, until
+from tests.installed import RELEASE, Hookdeploy
 from tests.test_reload import hang_up, ping
+from tests.waiting import until
 
 
 class GitHub(ThreadingHTTPServer):

@@ -17,7 +17,8 @@ from twisted.internet.endpoints import UNIXClientEndpoint
 
 from tests.fakes import MemoryJournal
 from tests.steered import HOOK, OLD, SlowJournal, SteeredApp, deliver, serving, site_of
-from tests.wire import Answer, become, connect, connect_through, head, listening
+from tests.waiting import become
+from tests.wire import Answer, connect, connect_through, head, listening
 from twisted_hook.hooks import Secret
 from twisted_hook.model import (
     Commit,

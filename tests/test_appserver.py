@@ -30,7 +30,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests import wsgiapps
 from tests.patient import up_when
-from tests.wsgiapps import GOOD, Load, Site, ask, connection, site, soon, until
+from tests.proctable import parent
+from tests.waiting import become
+from tests.wsgiapps import GOOD, Load, Site, ask, connection, site, soon
 from twisted_hook import appserver, serverrecords, sockets
 from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
@@ -63,14 +65,14 @@ async def test_swaps_under_load_lose_no_request(tmp_path: Path, worker: tuple[st
     async with site(tmp_path, workers=2, gunicorn=("--worker-class", *worker)) as blog:
         first = await blog.serve()
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((first.tree.path / "slow-begun").exists)
+        await become((first.tree.path / "slow-begun").exists)
         async with Load(blog.address) as load:
             for text in ("two", "three", "four"):
                 await blog.serve(blog.launch(text=text))
                 await load.sees(text)
             (first.tree.path / "slow-may-end").touch()
             assert await slow == "one"
-            await until(lambda: len(blog.processes()) == 3, "the old generations to end")
+            await become(lambda: len(blog.processes()) == 3, "the old generations to end")
         assert load.failures == []
         assert load.answers[-1] == "four"
 
@@ -108,7 +110,7 @@ async def test_no_broken_release_is_ever_seen(tmp_path: Path) -> None:
                 assert words in caught.value.tail, name
                 assert (blog.server.status.state, blog.server.status.pid) == ("serving", pid)
                 assert blog.server.launch is good
-            await until(lambda: len(blog.processes()) == 3, "the candidates to end")
+            await become(lambda: len(blog.processes()) == 3, "the candidates to end")
         assert load.failures == []
         assert set(load.answers) == {"one"}
 
@@ -133,7 +135,7 @@ async def test_a_unix_socket_keeps_its_path_after_a_swap(tmp_path: Path) -> None
         await blog.serve()
         inode = path.stat().st_ino
         await blog.serve(blog.launch(text="two"))
-        await until(lambda: len(blog.processes()) == 2, "the old generation to end")
+        await become(lambda: len(blog.processes()) == 2, "the old generation to end")
         assert path.stat().st_ino == inode
         assert await blog.get() == "two"
 
@@ -157,7 +159,7 @@ LONG = 600.0
 
 
 async def until_on_probation(blog: Site) -> None:
-    await until(lambda: blog.phases[-1:] == [Phase.PROBATION], "the probation")
+    await become(lambda: blog.phases[-1:] == [Phase.PROBATION], "the probation")
 
 
 def newcomer(blog: Site) -> int:
@@ -171,9 +173,9 @@ async def carries_on(blog: Site, launch: Launch, pid: int | None, *, processes: 
     """What served before serves on, and nothing else is left."""
     assert (blog.server.status.state, blog.server.status.pid) == ("serving", pid)
     assert blog.server.launch is launch
-    await until(lambda: len(blog.processes()) == processes, "the end of the other one")
+    await become(lambda: len(blog.processes()) == processes, "the end of the other one")
     assert await blog.get() == "one"
-    await until(lambda: blog.server.in_use == {launch.tree.release}, "the end of its release's use")
+    await become(lambda: blog.server.in_use == {launch.tree.release}, "the end of its release's use")
 
 
 @pytest_twisted.ensureDeferred
@@ -196,7 +198,7 @@ async def test_a_good_release_passes_its_probation_and_then_the_old_one_drains(t
             both_seen.set()
             assert await soon(swapping) is second
             assert blog.server.launch is second
-            await until(lambda: blog.server.in_use == {second.tree.release}, "the end of the old one")
+            await become(lambda: blog.server.in_use == {second.tree.release}, "the end of the old one")
         assert load.failures == []
 
 
@@ -219,7 +221,7 @@ async def test_the_third_bad_answer_ends_a_probation(tmp_path: Path, worker: tup
             assert "3 answers of 500 and above in the first 600 s" in caught.value.summary
             if fails != wsgiapps.ANSWERS_503:
                 assert "LookupError: no database" in caught.value.tail
-            await until(lambda: len(blog.processes()) == 2, "the end of the new one")
+            await become(lambda: len(blog.processes()) == 2, "the end of the new one")
         assert set(load.answers) == {"one"}
         assert len(load.failures) >= 3
         await carries_on(blog, good, pid)
@@ -304,16 +306,16 @@ async def test_an_asynchronous_app_serves_only_when_its_lifespan_has_begun(tmp_p
         second = blog.launch(SLOW_LIFESPAN, text="two")
         swapping = Deferred.fromCoroutine(blog.serve(second))
         async with Load(blog.address, clients=2) as load:
-            await until(lambda: blog.phases.count(Phase.SWAPPING) == 2, "the open gate")
+            await become(lambda: blog.phases.count(Phase.SWAPPING) == 2, "the open gate")
             answered = len(load.answers)
-            await until(lambda: load.failures or len(load.answers) > answered + 50, "answers of the old one")
+            await become(lambda: load.failures or len(load.answers) > answered + 50, "answers of the old one")
             assert blog.server.launch is good
             assert not swapping.called
             assert load.failures == []
             (second.tree.path / "may-start").write_text("complete")
             await soon(swapping)
             await load.sees("two")
-            await until(lambda: pid not in blog.processes(), "the end of the old one")
+            await become(lambda: pid not in blog.processes(), "the end of the old one")
 
 
 @pytest.mark.parametrize("worker", ASGI_WORKERS)
@@ -351,20 +353,13 @@ async def test_workers_that_retire_end_no_probation(tmp_path: Path) -> None:
         master = newcomer(blog)
         worker = next(pid for pid in blog.processes() if parent(pid) == master)
         async with Load(blog.address, clients=2) as load:
-            await until(lambda: load.failures or worker not in blog.processes(), "the worker's end")
+            await become(lambda: load.failures or worker not in blog.processes(), "the worker's end")
             answered = len(load.answers)
-            await until(lambda: load.failures or len(load.answers) > answered + 20, "more answers")
+            await become(lambda: load.failures or len(load.answers) > answered + 20, "more answers")
         assert not swapping.called
         swapping.cancel()
         with pytest.raises(CancelledError):
             await swapping
-
-
-def parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    except OSError:
-        return 0
 
 
 @pytest.mark.parametrize("bind", ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "unix"])
@@ -526,7 +521,7 @@ async def test_the_new_one_takes_over_at_once_if_the_old_one_dies_during_its_pro
         assert "the new one takes over at once" in log_lines(events)
         assert blog.server.launch is second
         assert blog.server.status.state == "serving"
-        await until(lambda: len(blog.processes()) == 2, "the worker of the killed one to end")
+        await become(lambda: len(blog.processes()) == 2, "the worker of the killed one to end")
         assert await blog.get() == "two"
 
 
@@ -608,14 +603,14 @@ async def test_swaps_of_any_program_lose_no_request(tmp_path: Path) -> None:
         first = await blog.serve(blog.launch(wsgiapps.COMMAND))
         assert blog.phases == [Phase.STARTING, Phase.SWAPPING]
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((first.tree.path / "slow-begun").exists)
+        await become((first.tree.path / "slow-begun").exists)
         async with Load(blog.address) as load:
             for text in ("two", "three"):
                 await blog.serve(blog.launch(wsgiapps.COMMAND, text=text), probation=0.2)
                 await load.sees(text)
             (first.tree.path / "slow-may-end").touch()
             assert await slow == "one"
-            await until(lambda: len(blog.processes()) == 1, "the old ones to end")
+            await become(lambda: len(blog.processes()) == 1, "the old ones to end")
         assert load.failures == []
         assert blog.phases[-1] is Phase.PROBATION
 
@@ -699,11 +694,11 @@ async def test_a_server_that_is_killed_serves_again_at_once(tmp_path: Path) -> N
         pid = blog.server.status.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: blog.server.status.pid not in {pid, None})
+        await become(lambda: blog.server.status.pid not in {pid, None})
         assert blog.server.status.state == "serving"
         assert blog.server.status.deaths == 1
         assert await blog.get() == "one"
-        await until(lambda: len(blog.processes()) == 3, "the workers of the killed one to end")
+        await become(lambda: len(blog.processes()) == 3, "the workers of the killed one to end")
 
 
 @pytest_twisted.ensureDeferred
@@ -714,7 +709,7 @@ async def test_a_server_that_dies_after_its_log_was_taken_away_serves_again(tmp_
         assert pid is not None
         blog.log.unlink()
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: blog.server.status.pid not in {pid, None})
+        await become(lambda: blog.server.status.pid not in {pid, None})
         assert await blog.get() == "one"
 
 
@@ -731,7 +726,7 @@ async def test_a_candidate_takes_over_although_the_old_server_died_meanwhile(tmp
 
         await blog.server.swap(blog.launch(text="two"), entered)
         assert await blog.get() == "two"
-        await until(lambda: len(blog.processes()) == 2)
+        await become(lambda: len(blog.processes()) == 2)
 
 
 @pytest_twisted.ensureDeferred
@@ -748,7 +743,7 @@ async def test_what_served_comes_back_if_both_it_and_the_candidate_die(tmp_path:
         with pytest.raises(StepFailed):
             await blog.server.swap(blog.launch(wsgiapps.IMPORT_ERROR), entered)
         assert blog.server.status.state == "restarting"
-        await until(lambda: blog.server.status.state == "serving")
+        await become(lambda: blog.server.status.state == "serving")
         assert await blog.get() == "one"
         assert blog.server.launch is good
 
@@ -761,7 +756,7 @@ async def test_stopping_lets_a_request_finish_and_leaves_nothing(tmp_path: Path)
     async with site(tmp_path) as blog:
         launch = await blog.serve()
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((launch.tree.path / "slow-begun").exists)
+        await become((launch.tree.path / "slow-begun").exists)
         stopping = Deferred.fromCoroutine(blog.server.stop())
         (launch.tree.path / "slow-may-end").touch()
         assert await slow == "one"
@@ -774,7 +769,7 @@ async def test_stopping_lets_a_request_finish_and_leaves_nothing(tmp_path: Path)
 async def test_stopping_during_a_boot_leaves_nothing(tmp_path: Path) -> None:
     async with site(tmp_path) as blog:
         swapping = Deferred.fromCoroutine(blog.serve(blog.launch(wsgiapps.HANGS)))
-        await until(lambda: blog.log.exists() and "waiting for the database" in blog.said())
+        await become(lambda: blog.log.exists() and "waiting for the database" in blog.said())
         stopping = Deferred.fromCoroutine(blog.server.stop())
         with pytest.raises(StepFailed, match="it was stopped before it had started"):
             await swapping
@@ -815,11 +810,11 @@ async def test_a_cancelled_swap_leaves_the_old_server_as_it_was(tmp_path: Path) 
         with pytest.raises(CancelledError):
             await at_once
         later = Deferred.fromCoroutine(blog.serve(blog.launch(wsgiapps.HANGS)))
-        await until(lambda: "waiting for the database" in blog.said())
+        await become(lambda: "waiting for the database" in blog.said())
         later.cancel()
         with pytest.raises(CancelledError):
             await later
-        await until(lambda: len(blog.processes()) == 2, "the candidates to end")
+        await become(lambda: len(blog.processes()) == 2, "the candidates to end")
         assert await blog.get() == "one"
         assert blog.server.launch is good
 

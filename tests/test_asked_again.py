@@ -13,7 +13,8 @@ import pytest
 
 from tests import payloads
 from tests.githubapi import attempt, webhook
-from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
+from tests.waiting import until
 
 TOKEN = "github_pat_11ABCDEFG0canary"
 FIRST, SECOND = "72d3162e-cc78-11e3-81ab-4c9367dc0958", "0b989ba4-242f-11e5-81e1-c7b6966d2516"

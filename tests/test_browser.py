@@ -16,13 +16,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 pytest.importorskip("playwright", reason="playwright is not installed")
 
 from axe_playwright_python.sync_playwright import Axe
 from click.testing import CliRunner
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, put_away, site
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
 from twisted_hook.cli import hookdeploy as command
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"

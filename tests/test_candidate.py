@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 import sys
@@ -16,7 +15,9 @@ import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.patient import up_when
-from tests.wsgiapps import PATIENCE, PLAIN_ENVIRONMENT, REACTOR, soon, tree, until
+from tests.proctable import within
+from tests.waiting import PATIENCE, become
+from tests.wsgiapps import PLAIN_ENVIRONMENT, REACTOR, soon, tree
 from twisted_hook import candidate, commands, leftovers
 from twisted_hook.appserver import GATE
 from twisted_hook.candidate import Candidate, Trial
@@ -171,12 +172,7 @@ class Stage:
 
     def processes(self) -> list[int]:
         """Every process that was started for a candidate and still runs."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            with contextlib.suppress(OSError):
-                if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(self.directory):
-                    found.append(int(entry.name))
-        return found
+        return [*within(self.directory)]
 
 
 def open_descriptors() -> set[str]:
@@ -202,7 +198,7 @@ async def stage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     assert not left, "processes are left"
     assert not list(made.records.iterdir()), "records are left"
     assert not list(sockets.iterdir()), "sockets are left"
-    await until(lambda: len(open_descriptors()) <= len(before), "descriptors to be closed")
+    await become(lambda: len(open_descriptors()) <= len(before), "descriptors to be closed")
 
 
 # --- what is ready
@@ -419,7 +415,7 @@ async def test_a_trial_that_is_cancelled_leaves_nothing(
     async with stage(tmp_path, monkeypatch) as at:
         made = at.candidate(at.trial(LEAVES_A_CHILD + SILENT + LIFESPAN_HANGS, health=health))
         trial = Deferred.fromCoroutine(made.try_out())
-        await until(lambda: "waiting for the database" in at.said())
+        await become(lambda: "waiting for the database" in at.said())
         trial.cancel()
         with pytest.raises(CancelledError):
             await soon(trial)
@@ -434,7 +430,7 @@ async def test_a_trial_that_is_cancelled_while_it_is_asked_leaves_nothing(
     async with stage(tmp_path, monkeypatch) as at:
         made = at.candidate(at.trial(SILENT))
         trial = Deferred.fromCoroutine(made.try_out())
-        await until(lambda: at.log.exists() and "asked" in at.said())
+        await become(lambda: at.log.exists() and "asked" in at.said())
         trial.cancel()
         trial.cancel()
         with pytest.raises(CancelledError):
@@ -461,7 +457,7 @@ async def test_a_candidate_that_a_killed_hookdeploy_has_left_is_ended_by_the_nex
     async with stage(tmp_path, monkeypatch) as at:
         made = at.candidate(at.trial(LEAVES_A_CHILD + SILENT))
         trial = Deferred.fromCoroutine(made.try_out())
-        await until(lambda: at.log.exists() and "asked" in at.said())
+        await become(lambda: at.log.exists() and "asked" in at.said())
         leftovers.end_all(at.records)  # as the next one does
         with pytest.raises(StepFailed, match="it ended before it was ready"):
             await soon(trial)
@@ -475,7 +471,7 @@ async def test_a_candidate_holds_nothing_but_its_socket(tmp_path: Path, monkeypa
         made = at.candidate(at.trial("", argv=("sleep", "1000"), limit=PATIENCE))
         trial = Deferred.fromCoroutine(made.try_out())
         try:
-            await until(lambda: Path(f"/proc/{made.pid}/comm").read_text() == "sleep\n")
+            await become(lambda: Path(f"/proc/{made.pid}/comm").read_text() == "sleep\n")
             assert made.pid is not None
             assert os.getsid(made.pid) == made.pid
             held = {int(path.name): str(path.readlink()) for path in Path(f"/proc/{made.pid}/fd").iterdir()}

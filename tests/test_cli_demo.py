@@ -15,7 +15,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.installed import PATIENCE, processes_of, until
+from tests.installed import processes_of
+from tests.waiting import PATIENCE, until
 
 HOOKDEPLOY = (sys.executable, "-c", "from twisted_hook.cli import main; main()")
 

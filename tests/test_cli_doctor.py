@@ -26,8 +26,9 @@ from click.testing import CliRunner, Result
 
 from tests import certs, githubapi, installed, sshd
 from tests.gitorigin import NOBODY, Origin, by_root
-from tests.installed import RELEASE, Hookdeploy, free_port, is_listened_on, until
+from tests.installed import RELEASE, Hookdeploy, free_port, is_listened_on
 from tests.test_serverrecords import LAUNCH
+from tests.waiting import until
 from twisted_hook import addresses, commands, leftovers, serverrecords
 from twisted_hook.cli import doctor, hookdeploy
 from twisted_hook.cli.doctor import git, machine, ports, served, service, webhook

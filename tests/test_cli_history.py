@@ -25,7 +25,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.fakes import MemoryJournal
 from tests.steered import SteeredApp, api_of, deliver, serving
-from tests.wire import become
+from tests.waiting import become
 from twisted_hook.api import LIMITS
 from twisted_hook.changes import Changes, Kind
 from twisted_hook.cli import hookdeploy

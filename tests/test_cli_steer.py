@@ -23,7 +23,7 @@ from twisted.internet.threads import deferToThread
 
 from tests.fakes import MemoryJournal
 from tests.steered import OLD, SteeredApp, deliver, serving, site_of
-from tests.wire import PATIENCE, become
+from tests.waiting import PATIENCE, become
 from twisted_hook.cli import hookdeploy
 from twisted_hook.cli.client import Api, ApiError, NotRunning
 from twisted_hook.cli.follow import Answer, Progress, follow

@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import py_compile
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,11 +18,12 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient, by_root, kill_when
+from tests.proctable import command_lines, told, within
 from tests.test_commands import plant_hooks, set_hostile_environment
+from tests.waiting import become, until
 from twisted_hook.clone import MOST_NAMES, MOST_SERVED, Clone, parse_status
 from twisted_hook.commands import Ambient
 from twisted_hook.model import Command, CommandResult, StepFailed, Tree
@@ -466,8 +465,7 @@ async def test_our_own_look_at_the_remote_keeps_no_lock_alive(world: World) -> N
     looking = Command("git hash-object", ("git", "-C", str(world.path), "hash-object", str(pipe)), dict(os.environ))
     running = Deferred.fromCoroutine(SpawningRunner(reactor).run(looking))
     end = os.open(pipe, os.O_RDWR)  # for which it waits
-    while not git_runs_at(world.path):
-        await deferLater(reactor, 0.01)
+    await become(lambda: git_runs_at(world.path))
     assert (await world.deploy()).commit.revision == revision
     os.close(end)
     assert (await running).ok
@@ -475,11 +473,7 @@ async def test_our_own_look_at_the_remote_keeps_no_lock_alive(world: World) -> N
 
 def git_runs_at(path: Path) -> bool:
     """Whether any process works there that is called git."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # trial takes a name "suppress" in a module for its own
-            if (process / "comm").read_text() == "git\n" and (process / "cwd").readlink() == path:
-                return True
-    return False
+    return any(Path(line[0]).name == "git" and pid in within(path) for pid, line in command_lines())
 
 
 # The way back from a deployment that failed.
@@ -843,8 +837,7 @@ def git_at_work(path: Path, *, by_name: bool = False) -> Iterator[subprocess.Pop
     where = (f"--git-dir={path}/.git",) if by_name else ()
     words = ["git", *where, "cat-file", "--batch"]
     with subprocess.Popen(words, cwd=path.parent if by_name else path, stdin=subprocess.PIPE) as git:
-        while Path(f"/proc/{git.pid}/comm").read_text() != "git\n":
-            time.sleep(0.01)
+        until(lambda: git.pid in told("cat-file"), "git")
         yield git
         git.kill()
 

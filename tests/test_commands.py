@@ -4,12 +4,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import socket
 import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.gitorigin import Origin, ambient
 from tests.patient import is_called, up_when
+from tests.proctable import told
 from twisted_hook.commands import (
     Ambient,
     Git,
@@ -293,14 +292,7 @@ async def test_a_remote_that_says_nothing_is_given_up_with_all_that_git_has_star
         asking = SpawningRunner(up_when(lambda: is_called(silent), 0.5))
         result = await asking.run(git.command("ls-remote", url))
     assert result.verdict == "timeout after 0.5 s"
-    assert not [line for line in command_lines() if url.encode() in line]
-
-
-def command_lines() -> Iterator[bytes]:
-    """Of all processes that there are."""
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it has just ended
-            yield (process / "cmdline").read_bytes()
+    assert not told(url)
 
 
 class Pathspecs(SynchronousTestCase):

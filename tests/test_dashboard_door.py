@@ -17,7 +17,8 @@ from twisted.internet import reactor
 
 from tests.dashboards import NOW, Shown, lived_in
 from tests.steered import api_of
-from tests.wire import Answer, Wire, become, connect, head, listening
+from tests.waiting import become
+from tests.wire import Answer, Wire, connect, head, listening
 from twisted_hook.changes import Kind
 from twisted_hook.console import LIMITS, Console, explained
 from twisted_hook.model import JournalUnavailable, Outcome, Phase, Trigger

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.installed import RELEASE, Hookdeploy, free_port, is_listened_on, until
+from tests.installed import RELEASE, Hookdeploy, free_port, is_listened_on
+from tests.waiting import until
 
 DASHBOARD = '[dashboard]\nlisten = ["tcp:PORT:interface=127.0.0.1"]\n'
 

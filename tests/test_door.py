@@ -26,7 +26,8 @@ from zope.interface import implementer
 
 from tests.certs import Authority, replace
 from tests.test_proxyheader import binary, line, packed
-from tests.wire import PATIENCE, Wire, become, connect, connect_through, head, post
+from tests.waiting import PATIENCE, become
+from tests.wire import Wire, connect, connect_through, head, post
 from twisted_hook import entrance
 from twisted_hook.door import Door, kept_name
 from twisted_hook.entrance import Entrance, plan_of

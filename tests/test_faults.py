@@ -28,7 +28,8 @@ from twisted.internet.threads import deferToThread
 
 from tests.fakes import MemoryJournal
 from tests.gitorigin import Origin, ambient
-from tests.wsgiapps import GOOD, REACTOR, ask, processes_in, soon, until
+from tests.waiting import become
+from tests.wsgiapps import GOOD, REACTOR, ask, processes_in, soon
 from twisted_hook import sockets
 from twisted_hook.apps import App, Tools
 from twisted_hook.boundaries import Checkout
@@ -190,7 +191,7 @@ class Deployments:
         with watched(disk) if disk else nullcontext():
             queued = await self.journal.enqueue("web", Trigger.PUSH)
             self.app.lane.submit(queued)
-            await until(lambda: self.app.lane.running is None and self.app.lane.waiting is None, "its end")
+            await become(lambda: self.app.lane.running is None and self.app.lane.waiting is None, "its end")
         done = await self.journal.deployment(queued.id)
         assert done is not None
         if done.outcome is Outcome.DEPLOYED:
@@ -204,7 +205,7 @@ class Deployments:
     async def check(self) -> None:
         """The page is that of the newest good deployment, and on disk is nothing that could not be it."""
         # One that is being drained, because it could not be kept, may answer until it has gone.
-        await until(lambda: len(processes_in(self.state)) == 2, "all but the serving server to end")
+        await become(lambda: len(processes_in(self.state)) == 2, "all but the serving server to end")
         port = int(self.listener.getsockname()[1])
         page = await deferToThread(ask, port)
         assert page == self.served

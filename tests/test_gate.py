@@ -17,7 +17,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.interfaces import IProcessTransport
 
-from tests.wsgiapps import ASYNCHRONOUS, GOOD, REACTOR, Site, site, soon, until
+from tests.waiting import become
+from tests.wsgiapps import ASYNCHRONOUS, GOOD, REACTOR, Site, site, soon
 from twisted_hook.generation import LIFELINE, REPORTS, ServerProcess
 from twisted_hook.model import Launch, Phase, StepFailed
 from twisted_hook.sockets import BACKLOG
@@ -164,7 +165,7 @@ async def test_what_else_the_apps_own_configuration_sets_is_no_harm(tmp_path: Pa
     async with site(tmp_path, health="/") as blog:
         for text in ("one", "two"):
             await blog.serve(blog.launch(text=text, files={"gunicorn.conf.py": configuration}))
-            await until(lambda: len(blog.processes()) == 2, "the old one to end")
+            await become(lambda: len(blog.processes()) == 2, "the old one to end")
             assert [await blog.get() for _ in range(5)] == [text] * 5
         assert longest_queue(blog.listener) == BACKLOG
 
@@ -348,7 +349,7 @@ async def test_an_asynchronous_app_whose_startup_fails_does_not_serve(tmp_path: 
             blog.hurry(2.0, lambda: "starts up" in blog.said())
         failed = await why_not(blog, blog.launch(STARTS_UP.replace("STARTUP", startup), text="two"))
         assert said in failed.summary
-        await until(lambda: len(blog.processes()) == 2, "the new one to end")
+        await become(lambda: len(blog.processes()) == 2, "the new one to end")
         assert await blog.get() == "one"
 
 
@@ -396,7 +397,7 @@ async def test_a_worker_that_gunicorn_replaces_passes_the_open_gate(tmp_path: Pa
         master = blog.server.status.pid
         (worker,) = (pid for pid in blog.processes() if pid != master)
         os.kill(worker, signal.SIGKILL)
-        await until(lambda: len(blog.processes()) == 2 and worker not in blog.processes())
+        await become(lambda: len(blog.processes()) == 2 and worker not in blog.processes())
         assert await blog.get() == "one"
         assert blog.server.status.pid == master
         assert blog.server.status.deaths == 0
@@ -412,8 +413,8 @@ async def test_a_worker_of_asyncio_that_is_replaced_leaves_the_sockets_backlog_a
         assert backlog(blog) == before
         (worker,) = (pid for pid in blog.processes() if pid != blog.server.status.pid)
         os.kill(worker, signal.SIGKILL)
-        await until(lambda: blog.said().count("ASGI server listening") == 2, "the next worker")
-        await until(lambda: backlog(blog) == before, "the backlog")
+        await become(lambda: blog.said().count("ASGI server listening") == 2, "the next worker")
+        await become(lambda: backlog(blog) == before, "the backlog")
 
 
 def backlog(blog: Site) -> int:
@@ -430,7 +431,7 @@ async def test_signals_that_reload_a_gunicorn_do_not_end_it(tmp_path: Path) -> N
         os.kill(master, signal.SIGHUP)
         os.kill(master, signal.SIGUSR2)
         os.kill(master, signal.SIGUSR1)  # gunicorn takes signals in order, and says so
-        await until(lambda: "Handling signal: usr1" in blog.said())
+        await become(lambda: "Handling signal: usr1" in blog.said())
         assert await blog.get() == "one"
         assert blog.server.status.pid == master
         assert "Hang up" not in blog.said()
@@ -482,7 +483,7 @@ def started(kind: type[ServerProcess], blog: Site, configuration: str = "") -> A
 async def test_workers_at_the_gate_end_at_once_when_they_are_asked_to(tmp_path: Path) -> None:
     async with site(tmp_path, drain=600.0, health_timeout=600.0) as blog:
         process = started(NeverOpening, blog)
-        await until(lambda: blog.log.exists() and "Booting worker" in blog.said())
+        await become(lambda: blog.log.exists() and "Booting worker" in blog.said())
         os.kill(process.pid, signal.SIGTERM)
         await soon(process.swept.wait())
 
@@ -550,14 +551,14 @@ async def test_a_new_generation_leaves_the_dirty_workers_of_the_old_one_alone(tm
     }
     async with site(tmp_path) as blog:
         await blog.serve(blog.launch(ASKS_ITS_MODEL, files=settings))
-        await until(lambda: len(blog.processes()) == 4, "the dirty worker and its arbiter")
+        await become(lambda: len(blog.processes()) == 4, "the dirty worker and its arbiter")
         before = set(blog.processes())
         assert await blog.get() == "one"
         process = NeverOpening(
             REACTOR, blog.server._orders(blog.launch(ASKS_ITS_MODEL, files=settings)), blog.phases.append
         )
         process.start()
-        await until(lambda: len(set(blog.processes()) - before) == 4, "all of the new one")
+        await become(lambda: len(set(blog.processes()) - before) == 4, "all of the new one")
         assert before <= set(blog.processes())
         assert await blog.get() == "one"
         process.drain()

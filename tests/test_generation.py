@@ -18,7 +18,8 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
-from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, soon, until
+from tests.waiting import become
+from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, soon
 from twisted_hook import generation, serverlog, serverrecords
 from twisted_hook.generation import ServerProcess
 from twisted_hook.leftovers import start_time
@@ -198,7 +199,7 @@ async def test_reports_that_nobody_understands_are_logged_and_change_nothing(tmp
 @pytest_twisted.ensureDeferred
 async def test_no_phase_is_told_after_the_end(tmp_path: Path) -> None:
     async with site(tmp_path) as blog, process(blog, blog.launch(HANGS)) as server:
-        await until(lambda: blog.log.exists() and "waiting for the database" in blog.said())
+        await become(lambda: blog.log.exists() and "waiting for the database" in blog.said())
         server.drain()
         server.childDataReceived(generation.REPORTS, b'{"event": "starting", "workers": 1}\n')
         assert blog.phases == [Phase.STARTING, Phase.CHECKING]
@@ -214,7 +215,7 @@ async def test_a_request_longer_than_the_drain_limit_is_cut_off(tmp_path: Path) 
         async with process(blog, launch, drain_limit=0.3) as server:
             assert await server.ready.wait() is None
             slow = deferToThread(ask, blog.address, "/slow")
-            await until((launch.tree.path / "slow-begun").exists)
+            await become((launch.tree.path / "slow-begun").exists)
             server.drain()
             assert await server.over.wait() == "signal 9"
             with pytest.raises((OSError, HTTPException)):
@@ -228,7 +229,7 @@ async def test_a_request_outlives_the_death_of_the_master(tmp_path: Path) -> Non
         async with process(blog, launch) as server:
             assert await server.ready.wait() is None
             slow = deferToThread(ask, blog.address, "/slow")
-            await until((launch.tree.path / "slow-begun").exists)
+            await become((launch.tree.path / "slow-begun").exists)
             assert server.pid is not None
             os.kill(server.pid, signal.SIGKILL)
             assert await server.over.wait() == "signal 9"
@@ -257,7 +258,7 @@ async def test_what_the_app_has_left_behind_is_asked_once_and_then_ended(tmp_pat
         launch = blog.launch(LEAVES_A_CHILD + GOOD)
         async with process(blog, launch, drain_limit=1.0) as server:
             assert await server.ready.wait() is None
-            await until((launch.tree.path / "child").exists)
+            await become((launch.tree.path / "child").exists)
             child = int((launch.tree.path / "child").read_text())
             server.drain()
             await soon(server.swept.wait())
@@ -271,12 +272,12 @@ async def test_a_daemon_that_the_app_has_left_behind_does_not_keep_our_pipes_ope
         launch = blog.launch(LEAVES_A_DAEMON + GOOD)
         async with process(blog, launch) as server:
             assert await server.ready.wait() is None
-            await until((launch.tree.path / "daemon").exists)
+            await become((launch.tree.path / "daemon").exists)
             server.drain()
             await soon(server.swept.wait())
             assert cast("Any", server.transport).pipes == {}, "our ends are open"
             (launch.tree.path / "daemon-may-end").touch()
-            await until(lambda: processes_in(tmp_path) == [])
+            await become(lambda: processes_in(tmp_path) == [])
 
 
 @pytest_twisted.ensureDeferred
@@ -287,7 +288,7 @@ async def test_zombies_that_nobody_reaps_are_not_waited_for(tmp_path: Path, monk
     async with site(tmp_path) as blog, process(blog, blog.launch(HANGS), drain_limit=600.0) as server:
         server.drain()
         await soon(server.swept.wait())
-        await until(lambda: processes_in(tmp_path) == [])
+        await become(lambda: processes_in(tmp_path) == [])
 
 
 @pytest_twisted.ensureDeferred

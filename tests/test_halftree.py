@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -23,7 +22,9 @@ from twisted.internet.defer import CancelledError
 
 from tests.gitorigin import Origin, kill_when
 from tests.patient import up_when
+from tests.proctable import runs
 from tests.test_clone import MODES, ROOT, START, World, begin_a_rebase, git_at_work
+from tests.waiting import until
 from twisted_hook.model import Command, CommandResult, StepFailed
 from twisted_hook.process import SpawningRunner
 
@@ -136,9 +137,7 @@ def kill_on_seeing(world: World, name: str, update: str, way: str) -> None:
                 with suppress(ProcessLookupError):
                     os.killpg(int(session), number)
             process.send_signal(number)
-    for session in sessions:
-        while Path(f"/proc/{session}").exists() and "Z" not in Path(f"/proc/{session}/stat").read_text().split():
-            time.sleep(0.01)
+    until(lambda: not any(runs(int(session)) for session in sessions), "end of git")
 
 
 def _changed_at(file: Path) -> int | None:

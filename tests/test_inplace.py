@@ -6,11 +6,12 @@ import os
 import signal
 import time
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 
-from tests.installed import IN_PLACE, Hookdeploy, Origin, git, processes_of, site, until
+from tests.installed import IN_PLACE, Hookdeploy, Origin, git, processes_of, site
+from tests.proctable import children
+from tests.waiting import until
 
 SOON = 60.0
 """Seconds within which what a kill has cut off is done."""
@@ -22,8 +23,7 @@ def head(hookdeploy: Hookdeploy) -> str:
 
 def workers(hookdeploy: Hookdeploy) -> list[int]:
     """gunicorn's own children."""
-    master = hookdeploy.api("/apps/web")["server"]["pid"]
-    return [int(pid) for pid in Path(f"/proc/{master}/task/{master}/children").read_text().split()]
+    return children(hookdeploy.api("/apps/web")["server"]["pid"])
 
 
 def replace_worker(hookdeploy: Hookdeploy) -> None:

@@ -26,7 +26,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests import payloads
 from tests.fakes import MemoryJournal
 from tests.payloads import SECRET, TIP, encoded, push, sha1_signature, sha256_signature
-from tests.wire import Answer, become, connect, head, listening, post
+from tests.waiting import become
+from tests.wire import Answer, connect, head, listening, post
 from twisted_hook.hooks import Hook, Network, Secret, Subscription
 from twisted_hook.intake import Intake
 from twisted_hook.model import (

@@ -46,6 +46,7 @@ from tests.journals import (
     run_sql,
     settled,
 )
+from tests.waiting import become
 from twisted_hook.boundaries import Journal
 from twisted_hook.journal import MOST_ROWS, SqliteJournal, groupcommit
 from twisted_hook.journal.arrivals import ROWS
@@ -771,12 +772,10 @@ async def test_closing_writes_what_is_queued_and_may_be_done_twice(path: Path) -
         return gate.wait(60)
 
     busy = journal._writer.ask(hold_the_thread)
-    while not begun.is_set():
-        await deferLater(reactor, 0.01)
+    await become(begun.is_set)
     waiting = accepting(journal, [pushed(str(n), "blog") for n in range(50)])
     closing_twice = gatherResults([Deferred.fromCoroutine(journal.close()) for _ in range(2)])
-    while not journal._writer._stopping:
-        await deferLater(reactor, 0.01)
+    await become(lambda: journal._writer._stopping)
     gate.set()
     await closing_twice
     await journal.close()

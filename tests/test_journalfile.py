@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -33,6 +33,7 @@ from tests.journals import (
     refused,
     run_sql,
 )
+from tests.waiting import become
 from twisted_hook.journal import SqliteJournal
 from twisted_hook.journal.schema import SchemaTooNew
 from twisted_hook.model import Commit, JournalUnavailable, Outcome, Steering, Trigger, Verdict
@@ -48,14 +49,6 @@ def path(tmp_path: Path) -> Path:
 def aside(path: Path) -> list[Path]:
     """What was moved aside, without its write-ahead logs."""
     return sorted(one for one in path.parent.glob("*.damaged-*") if not one.name.endswith(("-wal", "-shm")))
-
-
-async def turns(until: Callable[[], object]) -> None:
-    for _ in range(6000):
-        if until():
-            return
-        await deferLater(reactor, 0.01)
-    raise AssertionError("it does not happen")
 
 
 async def filled(path: Path, deliveries: int = 400) -> None:
@@ -102,7 +95,7 @@ async def test_what_is_no_database_is_moved_aside(path: Path, content: bytes) ->
     with capturedLogs() as logged:
         async with renewing(path) as (journal, renewed):
             assert (await journal.accept(pushed("one", "blog"))).verdict is Verdict.ACCEPTED
-            await turns(lambda: renewed)
+            await become(lambda: renewed)
     [moved] = aside(path)
     assert renewed == [moved]
     assert moved.read_bytes() == content
@@ -120,7 +113,7 @@ async def test_a_damaged_page_costs_the_rows_on_it(path: Path, table: str) -> No
     assert len(pages) >= 3
     spoil(path, pages[len(pages) // 2])
     async with renewing(path) as (journal, renewed):
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert len(aside(path)) == 1
         assert await journal.steering("blog") == Steering(pinned=True)
         assert await journal.steering("shop") == Steering(paused=True)
@@ -169,7 +162,7 @@ async def test_a_damaged_schema_costs_no_more_than_it_must(path: Path, was: byte
     path.write_bytes(whole.replace(was, by, 1))
     SqliteJournal.probe(path)
     async with renewing(path) as (journal, renewed):
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert await journal.steering("blog") == Steering(pinned=True)
         assert (await journal.accept(pushed("new", "blog"))).queued
         assert len(await journal.deliveries(limit=1000)) == 41 if was == b"phase  " else True
@@ -187,7 +180,7 @@ async def test_rows_of_an_older_schema_are_carried_over_too(path: Path) -> None:
     connection.close()
     spoil(path, pages_of(path, "deliveries")[3])
     async with renewing(path) as (journal, renewed):
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert await journal.steering("blog") == Steering(pinned=True)
         assert 170 < len(await journal.deliveries(limit=1000)) < 199
 
@@ -235,7 +228,7 @@ async def test_damage_in_the_midst_of_work_refuses_one_call_and_no_other(path: P
         else:
             with pytest.raises(JournalUnavailable, match="malformed"):
                 await journal.deployments(limit=1000)
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert (await journal.accept(pushed("new", "blog"))).verdict is Verdict.ACCEPTED
         assert len(await journal.deliveries(limit=1000)) == 401
         assert await journal.steering("blog") == Steering(pinned=True)
@@ -258,7 +251,7 @@ async def test_damage_that_cannot_be_healed_now_is_healed_later(path: Path) -> N
             await refused(journal, pushed(f"{n}", "blog"))
         obstacle.rmdir()
         assert (await journal.accept(pushed("0", "blog"))).verdict is Verdict.ACCEPTED
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert len(aside(path)) == 1
 
 
@@ -276,7 +269,7 @@ async def test_a_file_that_is_deleted_under_us_is_written_again(path: Path, gone
             Path(f"{path}{ending}").unlink()
         assert (await journal.accept(pushed("after", "blog"))).verdict is Verdict.ACCEPTED
         assert [one.guid for one in await journal.deliveries()] == ["after", "before"]
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert [one for (one,) in run_sql(path, "SELECT guid FROM deliveries ORDER BY id")] == ["before", "after"]
         assert await journal.steering("blog") == Steering(pinned=True)
     async with opened(path) as journal:
@@ -323,7 +316,7 @@ async def test_a_file_that_is_put_in_its_place_is_taken_as_it_is(path: Path, tmp
             Path(f"{path}-wal").unlink()
         assert (await journal.accept(pushed("after", "blog"))).verdict is Verdict.ACCEPTED
         assert [one.guid for one in await journal.deliveries()] == ["after", "then"]
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert len(list(tmp_path.glob("*.damaged-*-shm"))) == 1
     assert run_sql(path, "PRAGMA integrity_check") == [("ok",)]
 
@@ -345,7 +338,7 @@ async def test_a_file_of_a_newer_schema_in_its_place_is_left_alone(path: Path, t
         path.unlink()
         assert (await journal.accept(pushed("after", "blog"))).verdict is Verdict.ACCEPTED
         assert [one.guid for one in await journal.deliveries()] == ["after", "before"]
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         assert len(renewed) == 1
 
 
@@ -380,7 +373,7 @@ async def test_a_kill_between_any_two_renames_costs_no_row(
         await on_the_writing_thread(journal, "PRAGMA shrink_memory")
         monkeypatch.setattr(Path, "rename", as_a_kill_leaves_it)
         await refused(journal, pushed("refused", "blog"))
-        await turns(lambda: renewed)
+        await become(lambda: renewed)
         monkeypatch.undo()
     assert len(left_by_a_kill) == 4
     for directory in left_by_a_kill:

@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,40 +20,25 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.installed import is_listened_on
+from tests.proctable import told
+from tests.waiting import PATIENCE, until
 from twisted_hook import sockets
 from twisted_hook.keeping import FIRST_PAUSE, LOOK, PROGRAM, STEADY, Keeper, NoKeeper
 from twisted_hook.keeping import PATIENCE as KEEPER_PATIENCE
 from twisted_hook.process import Reactor
 
 PYTHON = sys.executable
-PATIENCE = 30.0
-"""Seconds after which a condition that does not come true fails its test."""
 
 
 def keepers(path: Path) -> list[int]:
-    """The keepers that run for this path; a zombie has no command line any more."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if os.fsencode(PROGRAM) in words and os.fsencode(path) in words:
-            found.append(int(entry.name))
-    return found
+    """The keepers that run for this path."""
+    return told(PROGRAM, path)
 
 
 def killed_as_soon_as_it_has_started_one(path: Path, *, late: bool = False) -> int:
     """What a process leaves that is killed as its keeper begins to run; gives the pid. A late one is stopped there."""
     begin = (sys.executable, "-c", STARTER, str(path), *(["late"] if late else []))
     return int(subprocess.run(begin, stdout=subprocess.PIPE, text=True, check=False).stdout)
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    limit = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < limit, f"waited in vain for {what}"
-        time.sleep(0.01)
 
 
 STARTER = """

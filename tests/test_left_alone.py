@@ -8,7 +8,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred
 
-from tests.wsgiapps import PATIENCE, Site, site, soon, until
+from tests.waiting import PATIENCE, become
+from tests.wsgiapps import Site, site, soon
 from twisted_hook.generation import LIFELINE, ServerProcess
 from twisted_hook.model import Phase, ProbationFailed
 
@@ -24,7 +25,7 @@ async def on_probation(blog: Site) -> tuple[Deferred[None], ServerProcess]:
     """A second generation beside the first, for longer than any test lasts."""
     launch = blog.launch(text="two")
     swapping = Deferred.fromCoroutine(blog.server.swap(launch, blog.phases.append, probation=2 * PATIENCE))
-    await until(lambda: Phase.PROBATION in blog.phases)
+    await become(lambda: Phase.PROBATION in blog.phases)
     [candidate] = (each for each in blog.server._alive if each is not blog.server._serving)
     return swapping, candidate
 
@@ -48,7 +49,7 @@ async def test_a_generation_that_was_chosen_serves_on_when_hookdeploy_dies(tmp_p
         serving = blog.server._serving
         assert serving is not None
         threads = Path(f"/proc/{serving.pid}/task")
-        await until(lambda: len([*threads.iterdir()]) == 2, "the master's watch")
+        await become(lambda: len([*threads.iterdir()]) == 2, "the master's watch")
         die(serving)
-        await until(lambda: len([*threads.iterdir()]) == 1, "the end of the master's watch")
+        await become(lambda: len([*threads.iterdir()]) == 1, "the end of the master's watch")
         assert await blog.get() == "two"

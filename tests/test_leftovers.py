@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,8 @@ from tempfile import TemporaryDirectory
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.proctable import runs
+from tests.waiting import until
 from twisted_hook import leftovers
 
 STUBBORN = (
@@ -85,20 +86,7 @@ class LeftoversTests(SynchronousTestCase):
         server = self.stubborn("server", WITH_A_CHILD, str(note))
         leftovers.end_all(self.directory)
         self.assert_gone(server, signal.SIGKILL)
-        self.assert_dead(int(note.read_text()))
-
-    def assert_dead(self, pid: int) -> None:
-        deadline = time.monotonic() + 60
-        while (state := self.state(pid)) not in {None, "Z", "X"}:
-            self.assertLess(time.monotonic(), deadline, state)
-            time.sleep(0.01)
-
-    @staticmethod
-    def state(pid: int) -> str | None:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return None
+        until(lambda: not runs(int(note.read_text())), "its end")
 
     def test_many_stubborn_commands_take_no_longer_than_one(self) -> None:
         servers = [self.stubborn(str(number)) for number in range(4)]
@@ -123,7 +111,7 @@ class LeftoversTests(SynchronousTestCase):
         with self.warned(command.pid):
             leftovers.end_all(self.directory)
         self.assert_gone(command, signal.SIGKILL)
-        self.assert_dead(int(note.read_text()))
+        until(lambda: not runs(int(note.read_text())), "its end")
         self.assertFalse(self.record("command").exists())
 
     def test_a_command_is_recorded_while_it_runs(self) -> None:
@@ -164,7 +152,7 @@ class LeftoversTests(SynchronousTestCase):
     def test_a_process_that_is_dead_but_not_reaped_is_no_trouble(self) -> None:
         server = self.sleeper()
         server.kill()
-        self.assert_dead(server.pid)
+        until(lambda: not runs(server.pid), "its end")
         leftovers.end_all(self.directory)
         self.assertEqual(list(self.directory.iterdir()), [])
 

@@ -15,7 +15,8 @@ from twisted.python import log as older_log
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.installed import Hookdeploy, Origin, site, until
+from tests.installed import Hookdeploy, Origin, site
+from tests.waiting import until
 from twisted_hook.logformat import JsonLines, Masking, as_json, chosen
 from twisted_hook.redaction import Redactor
 

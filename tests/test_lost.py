@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests import payloads
-from tests.installed import RELEASE, Hookdeploy, Origin, git, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, git, put_away, site
+from tests.waiting import until
 
 POLLED = RELEASE.replace('poll = "0"', 'poll = "5s"')
 TAGGED = f'{POLLED}tag = "v*"\n'

@@ -18,8 +18,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from twisted.internet.task import Clock
 
 from tests.fakes import MemoryJournal
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, free_port, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site
 from tests.journals import opened
+from tests.waiting import PATIENCE, until
 from twisted_hook.announced import AnnouncedJournal
 from twisted_hook.changes import Changes, Kind
 from twisted_hook.metrics import BEAT, SOON, Answered, Looks, Metrics, Server, Sources

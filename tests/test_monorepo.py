@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests import payloads
-from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site
+from tests.waiting import until
 
 BLOG = RELEASE.replace("[apps.web]", "[apps.blog]").replace('"wsgi:application"', '"blog.wsgi:application"')
 SHOP = BLOG[BLOG.index("[apps.blog]") :].replace("blog", "shop").replace("APP_PORT", "SHOP_PORT")

@@ -36,7 +36,7 @@ from twisted.web.server import NOT_DONE_YET, Site
 
 from tests.fakes import MemoryJournal
 from tests.githubapi import NOW, attempt, webhook
-from tests.wire import become
+from tests.waiting import become
 from twisted_hook import __version__
 from twisted_hook.config import AppConfig, Config, HookConfig, ServerConfig
 from twisted_hook.githubrest import LARGEST_ANSWER, api_of

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,8 @@ from twisted.python.failure import Failure
 
 from tests.accounts import NEEDS_ROOT, NOBODY, open_directory
 from tests.patient import up_when
+from tests.proctable import runs
+from tests.waiting import become
 from twisted_hook import leftovers, process
 from twisted_hook.deploymentlog import CAP
 from twisted_hook.model import Command, CommandResult
@@ -50,23 +51,6 @@ async def run_until(happened: Callable[[], object], command: Command) -> Command
     return await SpawningRunner(up_when(happened, command.timeout)).run(command)
 
 
-async def until(holds: Callable[[], bool]) -> None:
-    """Let the reactor turn until it holds, for a minute at most."""
-    deadline = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < deadline
-        await deferLater(reactor, 0.01)
-
-
-def alive(pid: int) -> bool:
-    """Whether the process runs; one that is dead and waits to be reaped does not."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rpartition(b")")[2].split()[0] not in {b"Z", b"X"}
-
-
 def pids_written(directory: Path, *names: str) -> bool:
     return all((directory / name).exists() and (directory / name).read_text().endswith("\n") for name in names)
 
@@ -76,7 +60,7 @@ def pids(directory: Path, *names: str) -> list[int]:
 
 
 async def all_end(directory: Path, *names: str) -> None:
-    await until(lambda: not any(alive(pid) for pid in pids(directory, *names)))
+    await become(lambda: not any(runs(pid) for pid in pids(directory, *names)))
 
 
 # How a command ends.
@@ -294,11 +278,11 @@ async def test_what_a_command_prints_last_is_not_lost() -> None:
 @pytest_twisted.ensureDeferred
 async def test_a_cancelled_command_ends_with_its_family_before_its_caller_is_told(tmp_path: Path) -> None:
     running = Deferred.fromCoroutine(run(shell(SLEEPERS + "echo $$ > leader; wait", cwd=tmp_path)))
-    await until(lambda: pids_written(tmp_path, "leader"))
+    await become(lambda: pids_written(tmp_path, "leader"))
     running.cancel()
     with pytest.raises(CancelledError):
         await running
-    assert not alive(pids(tmp_path, "leader")[0])
+    assert not runs(pids(tmp_path, "leader")[0])
     await all_end(tmp_path, "leader", "first", "second")
 
 
@@ -310,14 +294,14 @@ async def test_cancelling_again_and_again_neither_ends_the_wait_nor_puts_off_the
     monkeypatch.setattr(process, "TERM_GRACE", 0.5)
     script = "trap '' TERM; echo $$ > leader; while :; do sleep 1000; done"
     running = Deferred.fromCoroutine(run(shell(script, cwd=tmp_path)))
-    await until(lambda: pids_written(tmp_path, "leader"))
+    await become(lambda: pids_written(tmp_path, "leader"))
     [leader] = pids(tmp_path, "leader")
     told: list[object] = []
     running.addBoth(told.append)
     while not told:
         running.cancel()
         await deferLater(reactor, 0.2)
-        assert bool(told) is not alive(leader)
+        assert bool(told) is not runs(leader)
     assert isinstance(told[0], Failure)
     assert told[0].check(CancelledError)
 
@@ -404,7 +388,7 @@ Deferred.fromCoroutine(SpawningRunner(reactor, records=here).run(command))
 """
     command = (sys.executable, "-c", script, str(tmp_path))
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)  # noqa: ASYNC221
-    await until(lambda: not alive(int(done.stdout)))
+    await become(lambda: not runs(int(done.stdout)))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -425,10 +409,10 @@ react(lambda reactor: Deferred.fromCoroutine(SpawningRunner(reactor, records=her
 """
     step = SLEEPERS + "echo $$ > leader; mv leader there; wait"
     killed = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), step], cwd=ROOT)  # noqa: ASYNC220
-    await until(lambda: (tmp_path / "there").exists() and any(tmp_path.glob("*.pid")))
+    await become(lambda: (tmp_path / "there").exists() and any(tmp_path.glob("*.pid")))
     killed.kill()
     killed.wait()
-    assert all(alive(pid) for pid in pids(tmp_path, "there", "first", "second"))
+    assert all(runs(pid) for pid in pids(tmp_path, "there", "first", "second"))
     leftovers.end_all(tmp_path)
     await all_end(tmp_path, "there", "first", "second")
     assert list(tmp_path.glob("*.pid")) == []

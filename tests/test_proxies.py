@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from tests.certs import Authority
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, free_port, put_away
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away
 from tests.proxied import deliver, program, running, snippet
+from tests.waiting import PATIENCE
 
 TRUSTED = 'trusted_proxies = ["127.0.0.1/32"]'
 SENDER = "127.0.0.2"

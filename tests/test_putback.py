@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests import payloads
-from tests.installed import RELEASE, Hookdeploy, Origin, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, site
+from tests.waiting import until
 
 DIES = """
 import os, signal, threading

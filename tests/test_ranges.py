@@ -25,7 +25,8 @@ from tests.githubapi import meta
 from tests.test_intake import BODY, HOOK, doorway, told
 from tests.test_outward import ANSWERS_ODDLY, REACTOR, clients, local_github, ours, refusing, saying, silent
 from tests.test_outward import told as told_by
-from tests.wire import become, post
+from tests.waiting import become
+from tests.wire import post
 from twisted_hook.githubrest import LARGEST_ANSWER
 from twisted_hook.hooks import Hook, Network
 from twisted_hook.model import ForgeFailed

@@ -20,8 +20,9 @@ import httpx
 import pytest
 
 from tests import payloads
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, processes_of, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, processes_of, put_away, site
 from tests.test_twistd import is_alone, server_of
+from tests.waiting import PATIENCE, until
 
 SOON = 60.0
 """Seconds from a start until what was cut off is done."""

@@ -6,8 +6,7 @@ import os
 import signal
 import socket
 import sqlite3
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import closing
 
 import pytest
 
@@ -21,8 +20,9 @@ from tests.installed import (
     is_listened_on,
     processes_of,
     site,
-    until,
 )
+from tests.proctable import told
+from tests.waiting import until
 
 AGAIN = "the configuration was read again"
 REFUSED = "the configuration stays as it was: "
@@ -39,12 +39,7 @@ def hang_up(hookdeploy: Hookdeploy, config: str, said: str = AGAIN) -> None:
 
 
 def keepers_of(hookdeploy: Hookdeploy) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has just gone
-            if str(hookdeploy.state / "keeper.sock").encode() in (entry / "cmdline").read_bytes().split(b"\0"):
-                found.append(int(entry.name))
-    return found
+    return told(hookdeploy.state / "keeper.sock")
 
 
 def ping(hookdeploy: Hookdeploy, path: str) -> int:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tests.installed import Hookdeploy, until
+from tests.installed import Hookdeploy
+from tests.waiting import until
 from twisted_hook.cli import hookdeploy as command
 
 AGAIN = "the configuration was read again"

@@ -12,7 +12,8 @@ from threading import Thread
 
 import pytest
 
-from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
+from tests.waiting import until
 
 FROM_FILE, ROTATED, FROM_COMMAND = "canary-of-the-env-file", "canary-after-a-rotation", "canary-of-the-command-line"
 TOKEN = "canary-of-the-forge"

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.installed import RELEASE, Hookdeploy, Origin, processes_of, put_away, until
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away
+from tests.proctable import within
+from tests.waiting import until
 
 WSGI = 'wsgi = "wsgi:application"\n'
 COMMAND = f'command = ["{sys.executable}", "-m", "uvicorn", "--fd", "{{fd}}", "app:app"]\n'
@@ -75,5 +77,4 @@ def test_it_is_swapped_and_what_is_broken_never_meets_a_visitor(server: Hookdepl
 
 def generations(hookdeploy: Hookdeploy) -> set[str]:
     """The releases in which somebody works."""
-    directories = {(Path("/proc") / str(pid) / "cwd").readlink() for pid in processes_of(hookdeploy.directory)}
-    return {path.name for path in directories if path.parent.name == "releases"}
+    return {path.name for path in within(hookdeploy.directory).values() if path.parent.name == "releases"}

@@ -22,7 +22,8 @@ from twisted.web import http
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from tests.wire import Answer, Wire, become, connect, connect_through, head, listening, post
+from tests.waiting import become
+from tests.wire import Answer, Wire, connect, connect_through, head, listening, post
 from twisted_hook.model import Refused
 from twisted_hook.peers import Trust
 from twisted_hook.rates import Rate

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from tests import payloads
-from tests.installed import RELEASE, Hookdeploy, Origin, git, processes_of, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, git, processes_of, put_away, site
+from tests.waiting import until
 from twisted_hook.cli import hookdeploy as command
 
 BUILD = "while [ -e DIRECTORY/hold ]; do sleep 0.02; done"

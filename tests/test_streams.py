@@ -23,7 +23,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from tests.fakes import MemoryJournal
 from tests.steered import SteeredApp, api_of, deliver
-from tests.wire import Wire, become, connect, head, listening
+from tests.waiting import become
+from tests.wire import Wire, connect, head, listening
 from twisted_hook import streams
 from twisted_hook.announced import AnnouncedJournal
 from twisted_hook.api import LIMITS, Api

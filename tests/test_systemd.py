@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, free_port, is_listened_on, put_away, until
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, is_listened_on, put_away
 from tests.test_notify import Listener
+from tests.waiting import PATIENCE, until
 
 GIVEN = RELEASE.replace("tcp:HOOK_PORT:interface=127.0.0.1", "systemd:domain=INET:index=0")
 NAMED = RELEASE.replace("tcp:HOOK_PORT:interface=127.0.0.1", "systemd:domain=INET:name=hookdeploy.socket")

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.certs import Authority, replace
-from tests.installed import PATIENCE, RELEASE, Hookdeploy, Origin, free_port, processes_of, put_away, until
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, processes_of, put_away
 from tests.proxied import Stream, deliver, program, snippet
+from tests.waiting import PATIENCE, until
 from tests.wire import head
 
 LISTEN = 'listen = ["tcp:HOOK_PORT:interface=127.0.0.1"'

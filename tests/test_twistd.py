@@ -22,7 +22,6 @@ from click.testing import CliRunner
 
 from tests import payloads
 from tests.installed import (
-    PATIENCE,
     RELEASE,
     SECRET,
     TWISTD,
@@ -34,8 +33,9 @@ from tests.installed import (
     processes_of,
     put_away,
     site,
-    until,
 )
+from tests.proctable import told
+from tests.waiting import PATIENCE, until
 from twisted_hook.cli.client import Api
 from twisted_hook.cli.send import send
 
@@ -701,17 +701,7 @@ def is_alone(hookdeploy: Hookdeploy, server: int, own: int | None = None) -> boo
 
 def kept_by(hookdeploy: Hookdeploy) -> list[int]:
     """The keepers of its sockets."""
-    path = os.fsencode(hookdeploy.state / "keeper.sock")
-    return [
-        int(entry.parent.name) for entry in Path("/proc").glob("[0-9]*/cmdline") if path in words_of(entry).split(b"\0")
-    ]
-
-
-def words_of(entry: Path) -> bytes:
-    try:
-        return entry.read_bytes()
-    except OSError:
-        return b""
+    return told(hookdeploy.state / "keeper.sock")
 
 
 @pytest.fixture(params=["release", "in-place"])

@@ -15,9 +15,10 @@ import pytest
 
 from tests import privatesystemd
 from tests.accounts import NOBODY, open_directory
-from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site, until
+from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site
 from tests.privatesystemd import PrivateSystemd
 from tests.test_user import AS_NOBODY, BUILD, said
+from tests.waiting import until
 from twisted_hook.config import Config, parse
 from twisted_hook.unit import unit
 

@@ -15,7 +15,8 @@ import pytest
 import pytest_twisted
 from twisted.internet.threads import deferToThread
 
-from tests.wsgiapps import GOOD, Load, Site, ask, connection, site, until
+from tests.waiting import become
+from tests.wsgiapps import GOOD, Load, Site, ask, connection, site
 
 ASYNCHRONOUS = """
 import asyncio, os, time
@@ -78,14 +79,14 @@ async def swap_under_load(blog: Site, workers: Workers, texts: tuple[str, ...]) 
     """Serve each text after the other, with clients about and one slow request in flight from the start to the end."""
     first = await blog.serve(blog.launch(workers.source))
     slow = deferToThread(ask, blog.address, "/slow")
-    await until((first.tree.path / "slow-begun").exists)
+    await become((first.tree.path / "slow-begun").exists)
     async with Load(blog.address) as load:
         for text in texts:
             await blog.serve(blog.launch(workers.source, text=text))
             await load.sees(text)
         (first.tree.path / "slow-may-end").touch()
         assert await slow == "one"
-        await until(lambda: len(blog.processes()) == 3, "the old generations to end")
+        await become(lambda: len(blog.processes()) == 3, "the old generations to end")
     assert load.failures == []
     assert load.answers[-1] == texts[-1]
 
@@ -111,9 +112,9 @@ async def test_the_path_of_a_unix_socket_survives_its_server(tmp_path: Path, num
         inode, master = path.stat().st_ino, blog.server.status.pid
         assert master is not None
         os.kill(master, number)
-        await until(lambda: blog.server.status.pid not in {master, None})
+        await become(lambda: blog.server.status.pid not in {master, None})
         assert await blog.get() == "one"
-        await until(lambda: len(blog.processes()) == 2, "the workers of the old one to end")
+        await become(lambda: len(blog.processes()) == 2, "the workers of the old one to end")
         assert path.stat().st_ino == inode
 
 
@@ -126,7 +127,7 @@ async def test_an_asynchronous_server_with_an_idle_connection_is_drained_in_time
         with contextlib.closing(connection(blog.address)) as idle:
             assert await deferToThread(ask, blog.address, "/", idle) == "one"
             await blog.serve(blog.launch(ASYNCHRONOUS, text="two"))
-            await until(lambda: len(blog.processes()) == 2, "the old generation to end")
+            await become(lambda: len(blog.processes()) == 2, "the old generation to end")
         assert await blog.get() == "two"
 
 
@@ -140,10 +141,10 @@ async def test_uvicorns_own_worker_finishes_what_it_has_begun(tmp_path: Path) ->
         first = await blog.serve(blog.launch(ASYNCHRONOUS))
         inode = path.stat().st_ino
         slow = deferToThread(ask, blog.address, "/slow")
-        await until((first.tree.path / "slow-begun").exists)
+        await become((first.tree.path / "slow-begun").exists)
         await blog.serve(blog.launch(ASYNCHRONOUS, text="two"))
         (first.tree.path / "slow-may-end").touch()
         assert await slow == "one"
-        await until(lambda: len(blog.processes()) == 2, "the old generation to end")
+        await become(lambda: len(blog.processes()) == 2, "the old generation to end")
         assert await blog.get() == "two"
         assert path.stat().st_ino == inode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -12,13 +12,10 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, c
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IListeningPort, IStreamClientEndpoint, IStreamServerEndpoint, ITCPTransport
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
+from tests.waiting import PATIENCE, become
 from twisted_hook.site import GuardedSite
-
-PATIENCE = 60.0
-"""Seconds after which a test gives up; no test waits for it when all is well."""
 
 
 @dataclass(frozen=True)
@@ -105,14 +102,6 @@ class Wire(Protocol):
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             one.callback(None)
-
-
-async def become(condition: Callable[[], bool]) -> None:
-    """Wait until something is so."""
-    give_up = reactor.seconds() + PATIENCE
-    while not condition():
-        assert reactor.seconds() < give_up
-        await deferLater(reactor, 0.005)
 
 
 @asynccontextmanager

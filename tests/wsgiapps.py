@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import os
 import socket
@@ -17,10 +16,11 @@ from typing import Any, Self, TypeVar, cast
 
 from twisted.internet import reactor as global_reactor
 from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
 from tests.patient import up_when
+from tests.proctable import within
+from tests.waiting import PATIENCE, become
 from twisted_hook import sockets
 from twisted_hook.appserver import SocketServer
 from twisted_hook.config import AppConfig
@@ -29,8 +29,6 @@ from twisted_hook.process import Reactor
 
 T = TypeVar("T")
 REACTOR = cast("Reactor", global_reactor)
-PATIENCE = 60.0
-"""Seconds after which a condition that does not come true fails its test."""
 PLAIN_ENVIRONMENT = {"PATH": os.environ["PATH"], "HOME": "/", "LANG": "C.UTF-8"}
 
 GOOD = """
@@ -278,20 +276,7 @@ async def site(directory: Path, bind: str = "127.0.0.1:0", **configured: Any) ->
 
 def processes_in(directory: Path) -> list[int]:
     """The servers, masters and workers, that were started for a release in this directory."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "cwd").readlink().is_relative_to(directory):
-                found.append(int(entry.name))
-    return sorted(found)
-
-
-async def until(condition: Callable[[], object], what: str = "") -> None:
-    """Wait for a condition of the world outside; there is nothing to subscribe to."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {what or condition}"
-        await deferLater(global_reactor, 0.01)
+    return sorted(within(directory))
 
 
 async def soon(waiting: Deferred[T]) -> T:
@@ -367,7 +352,7 @@ class Load:
 
     async def sees(self, text: str) -> None:
         """Wait until a client was answered with this."""
-        await until(lambda: text in self.answers[-20:], f"the answer {text!r}")
+        await become(lambda: text in self.answers[-20:], f"the answer {text!r}")
 
     async def __aenter__(self) -> Self:
         for thread in self._threads:
