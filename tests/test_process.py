@@ -111,7 +111,7 @@ async def test_a_missing_program_is_a_result(argv: tuple[str, ...], why: str) ->
 @pytest.mark.parametrize("argument", ["a\0b", "a\ud800b"])
 @pytest_twisted.ensureDeferred
 async def test_an_argument_that_no_program_can_get_is_a_result(argument: str, somewhere: bool, tmp_path: Path) -> None:
-    """P76: NUL in an argument; with a directory Twisted forks, without one it spawns."""
+    """P76: NUL in an argument."""
     result = await run(Command("echo", ("echo", argument), ENVIRONMENT, cwd=tmp_path if somewhere else None))
     assert not result.ok
     assert result.could_not_start
@@ -178,6 +178,13 @@ async def test_a_failed_start_leaks_no_descriptor(tmp_path: Path) -> None:
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
+@pytest_twisted.ensureDeferred
+async def test_we_are_not_forked_for_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("forked"))
+    result = await run(Command("pwd", ("pwd", "-P"), ENVIRONMENT, cwd=tmp_path))
+    assert result.stdout.decode() == f"{tmp_path.resolve()}\n"
+
+
 # What a command gets.
 
 
@@ -185,9 +192,10 @@ async def test_a_failed_start_leaks_no_descriptor(tmp_path: Path) -> None:
 async def test_a_command_sees_only_its_own_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """P80: no webhook secret, no token, no undeclared variable."""
     monkeypatch.setenv("GITHUB_SECRET", "hunter2")
-    for cwd in (None, tmp_path):
-        declared = {**ENVIRONMENT, "DECLARED": "value", "EMPTY": ""}
-        result = await run(Command("env", ("env",), declared, cwd=cwd))
+    declared = {**ENVIRONMENT, "DECLARED": "value", "EMPTY": ""}
+    for cwd, records in ((None, None), (tmp_path, None), (tmp_path, tmp_path)):
+        command = Command("env", ("env",), declared, cwd=cwd)
+        result = await SpawningRunner(reactor, records=records).run(command)
         assert dict(line.split("=", 1) for line in result.stdout.decode().splitlines()) == declared
 
 
