@@ -486,7 +486,7 @@ def started(kind: type[ServerProcess], blog: Site, configuration: str = "") -> A
 
 @pytest_twisted.ensureDeferred
 async def test_workers_at_the_gate_end_at_once_when_they_are_asked_to(tmp_path: Path) -> None:
-    async with site(tmp_path, drain=600.0, health_timeout=600.0) as blog:
+    async with site(tmp_path) as blog:
         process = started(NeverOpening, blog)
         await soon(process.at_the_gate.wait())
         os.kill(process.pid, signal.SIGTERM)
@@ -521,7 +521,7 @@ async def test_workers_that_have_just_begun_end_at_once_when_they_are_asked_to(
     tmp_path: Path, configuration: str
 ) -> None:
     """gunicorn asks each of them once, and they do not hear it as long as they have its own signal handlers."""
-    async with site(tmp_path, drain=600.0, health_timeout=600.0) as blog:
+    async with site(tmp_path) as blog:
         process = started(NeverOpening, blog, configuration)
         await become((tmp_path / process.release / "begun").exists)
         os.kill(process.pid, signal.SIGTERM)
