@@ -6,6 +6,7 @@ Each may end while it is looked at, and is then none; nor is one that is dead an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -52,6 +53,16 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
 def within(directory: Path) -> dict[int, Path]:
     """Those that work in a directory or below it, by their ids, and where each does."""
     return {pid: cwd for pid, cwd in directories() if cwd.is_relative_to(directory)}
+
+
+def descriptors(pid: int) -> dict[int, str]:
+    """What each descriptor of a process leads to."""
+    found = {}
+    with suppress(OSError):  # it has ended
+        for path in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it was just closed
+                found[int(path.name)] = str(path.readlink())
+    return found
 
 
 def told(*words: str | Path) -> list[int]:

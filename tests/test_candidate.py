@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, Deferred
 
 from tests.patient import up_when
-from tests.proctable import within
+from tests.proctable import descriptors, within
 from tests.waiting import PATIENCE, become
 from tests.wsgiapps import PLAIN_ENVIRONMENT, REACTOR, soon, tree
 from twisted_hook import candidate, commands, leftovers
@@ -182,9 +183,9 @@ def open_descriptors() -> set[str]:
 @asynccontextmanager
 async def stage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
     """A stage of which nothing is left: no process, no record, no socket, no descriptor."""
-    sockets = directory / "tmp"
-    sockets.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(sockets))
+    temporary = TemporaryDirectory()  # the path of a socket must be short
+    sockets = Path(temporary.name)
+    monkeypatch.setattr("tempfile.tempdir", temporary.name)
     before = open_descriptors()
     made = Stage(directory)
     try:
@@ -198,6 +199,7 @@ async def stage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     assert not left, "processes are left"
     assert not list(made.records.iterdir()), "records are left"
     assert not list(sockets.iterdir()), "sockets are left"
+    temporary.cleanup()
     await become(lambda: len(open_descriptors()) <= len(before), "descriptors to be closed")
 
 
@@ -206,6 +208,7 @@ async def stage(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 @pytest_twisted.ensureDeferred
 async def test_a_good_server_passes_and_is_ended_in_good_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidate, "GRACE", PATIENCE)
     async with stage(tmp_path, monkeypatch) as at:
         assert 0 < await at.passes(at.trial(GOOD)) < PATIENCE
         assert at.said().count("asked /healthz") == 3
@@ -341,7 +344,7 @@ async def test_a_server_that_dies_when_it_is_asked_is_told_by_its_exit(
 
 @pytest_twisted.ensureDeferred
 async def test_good_answers_are_not_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidate, "AFTERMATH", 5.0)
+    monkeypatch.setattr(candidate, "AFTERMATH", PATIENCE)
     async with stage(tmp_path, monkeypatch) as at:
         failed = await at.fails(at.trial(DIES_AFTER_ITS_ANSWERS))
         assert failed.summary == "it ended before it was ready: exit 4"
@@ -351,6 +354,7 @@ async def test_good_answers_are_not_enough(tmp_path: Path, monkeypatch: pytest.M
 async def test_without_a_health_path_a_server_must_live_on_after_it_has_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(candidate, "STEADY", PATIENCE)
     async with stage(tmp_path, monkeypatch) as at:
         failed = await at.fails(at.trial(DIES_LATER, health=None))
         assert failed.summary == "it ended before it was ready: exit 3"
@@ -397,8 +401,10 @@ async def test_the_answer_does_not_wait_for_a_server_that_does_not_end(
 
 @pytest_twisted.ensureDeferred
 async def test_what_the_app_has_started_ends_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidate, "GRACE", 1.5)
+    monkeypatch.setattr(candidate, "GRACE", 1.0)
+    monkeypatch.setattr(candidate, "SWEEP_INTERVAL", 1.0)
     async with stage(tmp_path, monkeypatch) as at:
+        at.reactor = up_when(lambda: made.over.happened, 1.0)
         made = at.candidate(at.trial(LEAVES_A_CHILD))
         await made.try_out()
         await soon(made.over.wait())
@@ -471,12 +477,14 @@ async def test_a_candidate_holds_nothing_but_its_socket(tmp_path: Path, monkeypa
         made = at.candidate(at.trial("", argv=("sleep", "1000"), limit=PATIENCE))
         trial = Deferred.fromCoroutine(made.try_out())
         try:
-            await become(lambda: Path(f"/proc/{made.pid}/comm").read_text() == "sleep\n")
-            assert made.pid is not None
-            assert os.getsid(made.pid) == made.pid
-            held = {int(path.name): str(path.readlink()) for path in Path(f"/proc/{made.pid}/fd").iterdir()}
-            assert held.pop(3).startswith("socket:")
-            assert held == {0: "/dev/null", 1: str(at.log), 2: str(at.log)}
+            pid = made.pid
+            assert pid is not None
+            await become(lambda: Path(f"/proc/{pid}/comm").read_text() == "sleep\n")
+            assert os.getsid(pid) == pid
+            given = {0: "/dev/null", 1: str(at.log), 2: str(at.log), 3: "socket:"}
+            await become(  # it may be loading its libraries
+                lambda: {fd: what.partition("[")[0] for fd, what in descriptors(pid).items()} == given
+            )
         finally:
             os.close(stray)
             trial.cancel()
@@ -564,6 +572,7 @@ def post_worker_init(worker):
 def worker_exit(server, worker):
     print("our other hook", flush=True)
 """
+    monkeypatch.setattr(candidate, "GRACE", PATIENCE)
     async with stage(tmp_path, monkeypatch) as at:
         source = GOOD + "print('colour', os.environ['COLOUR'], 'HOOKDEPLOY_GATE' in os.environ, flush=True)\n"
         await at.passes(gunicorn(at, source, files={"gunicorn.conf.py": configuration}))

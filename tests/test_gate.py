@@ -21,6 +21,7 @@ from tests.waiting import become
 from tests.wsgiapps import ASYNCHRONOUS, GOOD, REACTOR, Site, site, soon
 from twisted_hook.generation import LIFELINE, REPORTS, ServerProcess
 from twisted_hook.model import Launch, Phase, StepFailed
+from twisted_hook.once import Once
 from twisted_hook.sockets import BACKLOG
 
 WRITES_ITS_HOOKS = """
@@ -440,8 +441,12 @@ async def test_signals_that_reload_a_gunicorn_do_not_end_it(tmp_path: Path) -> N
 class NeverOpening(ServerProcess):
     """A generation whose gate stays shut."""
 
+    def __init__(self, *orders: Any) -> None:
+        super().__init__(*orders)
+        self.at_the_gate: Once[None] = Once()
+
     def open_gate(self) -> None:
-        """Not now."""
+        self.at_the_gate.happen(None)
 
 
 class DyingBeforeTheGate(ServerProcess):
@@ -481,9 +486,44 @@ def started(kind: type[ServerProcess], blog: Site, configuration: str = "") -> A
 
 @pytest_twisted.ensureDeferred
 async def test_workers_at_the_gate_end_at_once_when_they_are_asked_to(tmp_path: Path) -> None:
-    async with site(tmp_path, drain=600.0, health_timeout=600.0) as blog:
+    async with site(tmp_path) as blog:
         process = started(NeverOpening, blog)
-        await become(lambda: blog.log.exists() and "Booting worker" in blog.said())
+        await soon(process.at_the_gate.wait())
+        os.kill(process.pid, signal.SIGTERM)
+        await soon(process.swept.wait())
+
+
+IS_ASKED_AS_IT_IS_FORKED = """
+import gunicorn.util, signal, time
+
+def begin(title):
+    if title.startswith("worker"):  # the first that it does
+        open("begun", "w").close()
+        while signal.SIGTERM not in signal.sigpending():
+            time.sleep(0.01)
+
+gunicorn.util._setproctitle = begin
+"""
+IS_ASKED_BEFORE_IT_BOOTS = """
+import time
+
+def post_fork(server, worker):
+    open("begun", "w").close()
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    "configuration", [IS_ASKED_AS_IT_IS_FORKED, IS_ASKED_BEFORE_IT_BOOTS], ids=["forked", "before it boots"]
+)
+@pytest_twisted.ensureDeferred
+async def test_workers_that_have_just_begun_end_at_once_when_they_are_asked_to(
+    tmp_path: Path, configuration: str
+) -> None:
+    """gunicorn asks each of them once, and they do not hear it as long as they have its own signal handlers."""
+    async with site(tmp_path) as blog:
+        process = started(NeverOpening, blog, configuration)
+        await become((tmp_path / process.release / "begun").exists)
         os.kill(process.pid, signal.SIGTERM)
         await soon(process.swept.wait())
 

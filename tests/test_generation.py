@@ -18,21 +18,29 @@ import pytest_twisted
 from twisted.internet.threads import deferToThread
 from twisted.logger import capturedLogs
 
+from tests.patient import up_when
+from tests.proctable import descriptors, runs
 from tests.waiting import become
 from tests.wsgiapps import GOOD, HANGS, IMPORT_ERROR, REACTOR, Site, ask, processes_in, site, soon
 from twisted_hook import generation, serverlog, serverrecords
 from twisted_hook.generation import ServerProcess
 from twisted_hook.leftovers import start_time
 from twisted_hook.model import Launch, Phase
+from twisted_hook.process import Reactor
 
 
 @asynccontextmanager
 async def process(
-    blog: Site, launch: Launch | None = None, *, entered: Callable[[Phase], None] | None = None, **orders: Any
+    blog: Site,
+    launch: Launch | None = None,
+    *,
+    reactor: Reactor = REACTOR,
+    entered: Callable[[Phase], None] | None = None,
+    **orders: Any,
 ) -> AsyncIterator[ServerProcess]:
     """A generation that has been started; nothing of it may be left in the end."""
     given = replace(blog.server._orders(launch or blog.launch()), **orders)
-    made = ServerProcess(REACTOR, given, entered or blog.phases.append)
+    made = ServerProcess(reactor, given, entered or blog.phases.append)
     made.start()
     try:
         yield made
@@ -107,8 +115,8 @@ async def test_a_server_leads_a_session_of_its_own_and_holds_no_pipe_of_ours_as_
         assert await server.ready.wait() is None
         assert server.pid is not None
         assert os.getsid(server.pid) == server.pid
-        held = [Path(f"/proc/{server.pid}/fd/{fd}").readlink() for fd in (0, 1, 2)]
-        assert held == [Path("/dev/null"), blog.log, blog.log]
+        held = descriptors(server.pid)
+        assert [held[fd] for fd in (0, 1, 2)] == ["/dev/null", str(blog.log), str(blog.log)]
 
 
 @pytest_twisted.ensureDeferred
@@ -119,8 +127,8 @@ async def test_a_server_holds_no_descriptor_that_it_was_not_given(tmp_path: Path
         try:
             async with process(blog) as server:
                 assert await server.ready.wait() is None
-                held = [path.readlink() for path in Path(f"/proc/{server.pid}/fd").iterdir()]
-                assert tmp_path not in held
+                assert server.pid is not None
+                assert str(tmp_path) not in descriptors(server.pid).values()
         finally:
             os.close(stray)
 
@@ -199,7 +207,7 @@ async def test_reports_that_nobody_understands_are_logged_and_change_nothing(tmp
 @pytest_twisted.ensureDeferred
 async def test_no_phase_is_told_after_the_end(tmp_path: Path) -> None:
     async with site(tmp_path) as blog, process(blog, blog.launch(HANGS)) as server:
-        await become(lambda: blog.log.exists() and "waiting for the database" in blog.said())
+        await become(lambda: Phase.CHECKING in blog.phases)
         server.drain()
         server.childDataReceived(generation.REPORTS, b'{"event": "starting", "workers": 1}\n')
         assert blog.phases == [Phase.STARTING, Phase.CHECKING]
@@ -253,17 +261,21 @@ if os.fork() == 0:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_the_app_has_left_behind_is_asked_once_and_then_ended(tmp_path: Path) -> None:
+async def test_what_the_app_has_left_behind_is_asked_once_and_then_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with site(tmp_path) as blog:
         launch = blog.launch(LEAVES_A_CHILD + GOOD)
-        async with process(blog, launch, drain_limit=1.0) as server:
+        told, asked = launch.tree.path / "child", launch.tree.path / "asked"
+        monkeypatch.setattr(generation, "SWEEP_INTERVAL", 1.0)
+        patient = up_when(lambda: asked.exists() and asked.read_text(), 1.0)
+        async with process(blog, launch, reactor=patient, drain_limit=1.0) as server:
             assert await server.ready.wait() is None
-            await become((launch.tree.path / "child").exists)
-            child = int((launch.tree.path / "child").read_text())
+            await become(lambda: told.exists() and told.read_text())
             server.drain()
             await soon(server.swept.wait())
-        assert (launch.tree.path / "asked").read_text() == "asked\n"
-        assert start_time(child) is None
+        assert asked.read_text() == "asked\n"
+        assert not runs(int(told.read_text()))
 
 
 @pytest_twisted.ensureDeferred

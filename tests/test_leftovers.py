@@ -23,7 +23,7 @@ STUBBORN = (
     "import os, signal, sys, time; signal.signal(15, signal.SIG_IGN); {}print('ready', flush=True); time.sleep(99)"
 )
 """A process that does not care for SIGTERM."""
-WITH_A_CHILD = "child = os.fork(); child and open(sys.argv[1], 'w').write(str(child)); "
+WITH_A_CHILD = "child = os.fork() or time.sleep(99); open(sys.argv[1], 'w').write(str(child)); "
 
 
 class LeftoversTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -84,12 +84,13 @@ async def answer(reader, writer):
     busy -= 1
 
 async def main():
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
     server = await asyncio.start_server(answer, sock=socket.socket(fileno=int(sys.argv[1])))
     await ended.wait()
-    server.close()
-    await asyncio.sleep(0.1)
+    loop.remove_reader(server.sockets[0].fileno())  # server.close() would reset what is accepted and not begun yet
+    for _ in range(20):
+        await asyncio.sleep(0)  # until that has begun
     while busy:
         await asyncio.sleep(0.01)
 
@@ -189,7 +190,11 @@ class Site:
         self.records.mkdir()
         self.listener = sockets.listen(bind)
         self.app = AppConfig(
-            name="blog", hook="blog", wsgi="wsgi:application", bind=bind, **{"workers": 1, "drain": 10.0, **configured}
+            name="blog",
+            hook="blog",
+            wsgi="wsgi:application",
+            bind=bind,
+            **{"workers": 1, "health_timeout": 600.0, "drain": 600.0, **configured},
         )
         self.phases: list[Phase] = []
         self.server = self.new_server()
@@ -266,10 +271,13 @@ async def site(directory: Path, bind: str = "127.0.0.1:0", **configured: Any) ->
     try:
         yield made
     finally:
-        await soon(Deferred.fromCoroutine(made.server.stop()))
-        left = made.processes()
-        for pid in left:
-            os.kill(pid, 9)
+        try:
+            await soon(Deferred.fromCoroutine(made.server.stop()))
+        finally:
+            left = made.processes()
+            for pid in left:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, 9)
         assert not left, "processes are left"
         assert not list(made.records.iterdir()), "records are left"
 
@@ -321,7 +329,10 @@ def ask(address: int | str, path: str = "/", over: http.client.HTTPConnection | 
 
 
 class Load:
-    """Closed-loop clients: half of them keep their connection, half open one for each request. Nothing is retried."""
+    """Closed-loop clients: half of them keep their connection, half open one for each request. Nothing is retried.
+
+    Who has had no time for its connection takes a new one, before the server may close it (gunicorn's ``keepalive``).
+    """
 
     def __init__(self, address: int | str, clients: int = 4) -> None:
         self._address = address
@@ -334,9 +345,13 @@ class Load:
 
     def _work(self, keep: bool) -> None:
         kept = connection(self._address) if keep else None
+        answered = time.monotonic()
         while not self._ended.is_set():
+            if kept and time.monotonic() - answered > 1.0:
+                kept.close()
             try:
                 self.answers.append(ask(self._address, over=kept))
+                answered = time.monotonic()
             except Exception as error:  # noqa: BLE001 - whatever it is, a client has met it
                 self.failures.append(repr(error))
                 if kept:
@@ -351,8 +366,9 @@ class Load:
             thread.join()
 
     async def sees(self, text: str) -> None:
-        """Wait until a client was answered with this."""
-        await become(lambda: text in self.answers[-20:], f"the answer {text!r}")
+        """Wait until a client is answered with this."""
+        before = len(self.answers)
+        await become(lambda: text in self.answers[before:], f"the answer {text!r}")
 
     async def __aenter__(self) -> Self:
         for thread in self._threads:

@@ -34,6 +34,7 @@ _NOT_OPENED = 3
 _CHOSEN = len(b"open, chosen")  # the gate's size from when hookdeploy has decided for this generation
 _LOOK = 1.0  # seconds after which a worker tells its master that it is alive, and looks at the gate
 _IDLE_LOOK = 0.05  # seconds between two looks for connections, of an asgi worker that ends
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)  # what the master asks a worker with to end
 _CLIENT_HAS_GONE = (errno.EPIPE, errno.ECONNRESET, errno.ENOTCONN)  # as gunicorn's workers see it
 _LONGEST_PROBLEM = 300  # characters; the kernel does not mix up reports of up to 4096 bytes (pipe(7), PIPE_BUF)
 
@@ -90,7 +91,10 @@ def _take_a_name_of_its_own(server: Any) -> None:
 def _spawn_workers(server: Any) -> None:
     """As the arbiter does it, but without its pause of up to 0.1 s after each: the old generation serves meanwhile."""
     for _ in range(server.num_workers - len(server.WORKERS)):
-        server.spawn_worker()
+        try:
+            server.spawn_worker()
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
 
 
 def when_ready(server: Any) -> None:
@@ -111,7 +115,16 @@ def _retire_if_left_alone() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+def pre_fork(server: Any, worker: Any) -> None:
+    """A forked worker has the master's signal handlers at first, which only queue; and it is asked to end once."""
+    _chain("pre_fork", server, worker)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+
+
 def post_fork(server: Any, worker: Any) -> None:
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
     worker.load_wsgi = _telling(worker.load_wsgi)
     _chain("post_fork", server, worker)
 
@@ -374,7 +387,7 @@ def _ask(app: Callable[..., Any], target: str) -> Optional[int]:
 
 
 if not _ORDERS.get("gated", True):  # on trial: there is nobody to report to, and its socket is private
-    for _hook in ("when_ready", "post_fork", "post_worker_init", "worker_exit", "child_exit"):
+    for _hook in ("when_ready", "pre_fork", "post_fork", "post_worker_init", "worker_exit", "child_exit"):
         del globals()[_hook]
         if _hook in _user:
             globals()[_hook] = _user[_hook]
