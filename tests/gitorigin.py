@@ -8,15 +8,19 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 import pytest
 
-from tests.proctable import runs
-from tests.waiting import until
 from twisted_hook.commands import Ambient
+from twisted_hook.model import Command, CommandResult
+from twisted_hook.process import last_lines
 
 NOBODY = 65534
 by_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
@@ -105,18 +109,43 @@ class Origin:
         return self.directory / name
 
 
-def kill_when(process: subprocess.Popen[bytes], started: Path) -> None:
-    """Kill it as soon as ``started`` holds the id of a process, and the session of that one: a git at work."""
+class Killed(Exception):
+    """hookdeploy is no more: nothing of it catches this, and so nothing of it is done after this."""
 
-    def has_begun() -> str:
-        assert process.poll() is None
-        return started.read_text() if started.exists() else ""
 
-    session = os.getsid(int(until(has_begun, "git")))
-    process.kill()
-    process.wait()
-    os.killpg(session, signal.SIGKILL)
-    until(lambda: not runs(session), "end of git")
+@dataclass(frozen=True)
+class KilledWhen:
+    """Runs commands until something has happened, and then kills git, and hookdeploy with it."""
+
+    happened: Callable[[], object]
+    pause: float = 0.002
+    """Seconds between two looks."""
+
+    async def run(self, command: Command, *, output: Callable[[bytes], None] | None = None) -> CommandResult:
+        return self._run(command)
+
+    def _run(self, command: Command) -> CommandResult:
+        with TemporaryFile() as said, self._started(command, said) as process:
+            while not self.happened() and process.poll() is None:
+                time.sleep(self.pause)
+            if self.happened():
+                with suppress(ProcessLookupError):  # it was done
+                    os.killpg(process.pid, signal.SIGKILL)
+                raise Killed
+            said.seek(0)
+            printed = said.read()
+        return CommandResult(command, process.returncode, None, False, 0.0, printed, last_lines(printed))
+
+    def _started(self, command: Command, said: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            command.argv,
+            env=dict(command.env),
+            cwd=command.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
 
 
 _PUSHER = {"NAME": "Ada Pusher", "EMAIL": "ada@example.com"}

@@ -7,9 +7,8 @@ from __future__ import annotations
 import os
 import py_compile
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -20,16 +19,16 @@ from twisted.internet import reactor
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.gitorigin import Origin, ambient, by_root, kill_when
-from tests.proctable import command_lines, told, within
+from tests.gitorigin import Killed, KilledWhen, Origin, ambient, by_root
+from tests.proctable import told
 from tests.test_commands import plant_hooks, set_hostile_environment
 from tests.waiting import become, until
+from twisted_hook.boundaries import CommandRunner
 from twisted_hook.clone import MOST_NAMES, MOST_SERVED, Clone, parse_status
 from twisted_hook.commands import Ambient
 from twisted_hook.model import Command, CommandResult, StepFailed, Tree
 from twisted_hook.process import SpawningRunner
 
-ROOT = Path(__file__).parent.parent
 MODES = ("rebase", "ff-only", "reset")
 CAREFUL = ("rebase", "ff-only")
 MODULES = ("wsgi.py", "package/other.py", "package/same.py")
@@ -96,8 +95,8 @@ class World:
         return self.git("for-each-ref", "--format=%(objectname)", "refs/hookdeploy/").split()
 
 
-async def deploy(clone: Clone) -> Tree:
-    run = SpawningRunner(reactor)
+async def deploy(clone: Clone, run: CommandRunner | None = None) -> Tree:
+    run = run or SpawningRunner(reactor)
     return await clone.take(run, await clone.fetch(run))
 
 
@@ -383,10 +382,11 @@ async def test_a_rebase_of_ours_that_was_killed_is_taken_back_the_next_time(worl
     before = world.head
     world.origin.push({"notes": "a\nb\nc\nd\ne\nf\ng\ntheirs\n"})
     started = world.origin.directory / "started"
-    world.git("config", "merge.slow.driver", f"echo $PPID > '{started}'; sleep 1000")
+    world.git("config", "merge.slow.driver", f"echo > '{started}'; sleep 1000")
     (world.path / ".git" / "info").mkdir(exist_ok=True)
     world.write(".git/info/attributes", "notes merge=slow\n")
-    kill_when(deploying(world), started)
+    with pytest.raises(Killed):
+        await deploy(world.clone(), KilledWhen(started.exists))
     assert (world.path / ".git" / "rebase-merge").is_dir()
     assert (world.path / ".git" / "index.lock").exists()
     assert world.head != before
@@ -464,16 +464,17 @@ async def test_our_own_look_at_the_remote_keeps_no_lock_alive(world: World) -> N
     os.mkfifo(pipe)
     looking = Command("git hash-object", ("git", "-C", str(world.path), "hash-object", str(pipe)), dict(os.environ))
     running = Deferred.fromCoroutine(SpawningRunner(reactor).run(looking))
-    end = os.open(pipe, os.O_RDWR)  # for which it waits
-    await become(lambda: git_runs_at(world.path))
+    ends: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):  # as long as nobody has opened it to read
+            ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(ends)
+
+    await become(is_read, "git")
     assert (await world.deploy()).commit.revision == revision
-    os.close(end)
+    os.close(*ends)
     assert (await running).ok
-
-
-def git_runs_at(path: Path) -> bool:
-    """Whether any process works there that is called git."""
-    return any(Path(line[0]).name == "git" and pid in within(path) for pid, line in command_lines())
 
 
 # The way back from a deployment that failed.
@@ -840,25 +841,6 @@ def git_at_work(path: Path, *, by_name: bool = False) -> Iterator[subprocess.Pop
         until(lambda: git.pid in told("cat-file"), "git")
         yield git
         git.kill()
-
-
-def deploying(world: World) -> subprocess.Popen[bytes]:
-    """A process that deploys as hookdeploy does."""
-    script = """
-import sys
-from pathlib import Path
-from twisted.internet.defer import Deferred
-from twisted.internet.task import react
-from tests.gitorigin import ambient
-from tests.test_clone import deploy
-from twisted_hook.clone import Clone
-
-path, directory, home = map(Path, sys.argv[1:])
-clone = Clone(path, "main", "rebase", directory, ambient(home), lambda: 0.0)
-react(lambda reactor: Deferred.fromCoroutine(deploy(clone)))
-"""
-    where = map(str, (world.path, world.directory, world.origin.directory))
-    return subprocess.Popen([sys.executable, "-c", script, *where], cwd=ROOT)
 
 
 @pytest.mark.parametrize("update", MODES)

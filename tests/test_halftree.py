@@ -4,11 +4,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -20,11 +16,10 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import CancelledError
 
-from tests.gitorigin import Origin, kill_when
+from tests.gitorigin import Killed, KilledWhen, Origin
 from tests.patient import up_when
-from tests.proctable import runs
-from tests.test_clone import MODES, ROOT, START, World, begin_a_rebase, git_at_work
-from tests.waiting import until
+from tests.test_clone import MODES, START, World, begin_a_rebase, deploy, git_at_work
+from twisted_hook.boundaries import CommandRunner
 from twisted_hook.model import Command, CommandResult, StepFailed
 from twisted_hook.process import SpawningRunner
 
@@ -85,59 +80,34 @@ def run() -> SpawningRunner:
     return SpawningRunner(reactor)
 
 
-def at_work(world: World, update: str, way: str) -> subprocess.Popen[bytes]:
-    """A hookdeploy that deploys the tip, or goes back from it."""
-    script = """
-import sys
-from pathlib import Path
-from twisted.internet.defer import Deferred
-from twisted.internet.task import react
-from tests.gitorigin import ambient
-from tests.test_clone import deploy
-from twisted_hook.clone import Clone
-from twisted_hook.process import SpawningRunner
-
-path, directory, home = map(Path, sys.argv[1:4])
-clone = Clone(path, "main", sys.argv[4], directory, ambient(home), lambda: 0.0)
-
-async def go(reactor):
-    run = SpawningRunner(reactor)
-    if sys.argv[5] == "back":
-        await clone.discard(run, await clone.current(run), ())
-    else:
-        await deploy(clone)
-
-react(lambda reactor: Deferred.fromCoroutine(go(reactor)))
-"""
-    where = map(str, (world.path, world.directory, world.origin.directory))
-    return subprocess.Popen([sys.executable, "-c", script, *where, update, way], cwd=ROOT)
+async def go(world: World, update: str, way: str, run: CommandRunner) -> None:
+    """Deploy the tip, or go back from it."""
+    clone = world.clone(update)
+    if way == "forwards":
+        await deploy(clone, run)
+    elif there := await clone.current(run):
+        await clone.discard(run, there, ())
 
 
-def kill_at(world: World, name: str, update: str, way: str = "forwards") -> None:
+async def kill_at(world: World, name: str, update: str, way: str = "forwards") -> None:
     """Kill hookdeploy and its git when git has come to the file of this name, which it has not written yet."""
-    started = world.origin.directory / "started"
-    world.git("config", "filter.slow.smudge", f"echo $PPID > '{started}'; exec sleep 1000")
+    started = world.directory / "started"
+    world.directory.mkdir(parents=True, exist_ok=True)
+    world.git("config", "filter.slow.smudge", f"echo > '{started}'; exec sleep 1000")
     (world.path / ".git" / "info").mkdir(exist_ok=True)
     world.write(".git/info/attributes", f"{name} filter=slow\n")
-    kill_when(at_work(world, update, way), started)
+    with pytest.raises(Killed):
+        await go(world, update, way, KilledWhen(started.exists))
     world.write(".git/info/attributes", "")
     started.unlink()
 
 
-def kill_on_seeing(world: World, name: str, update: str, way: str) -> None:
-    """Stop git as soon as it has written this file, wherever it has come to by then, and kill it with hookdeploy."""
-    with at_work(world, update, way) as process:
-        file, children = world.path / name, Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        before = file.stat().st_mtime_ns
-        while _changed_at(file) in (before, None) and process.poll() is None:
-            pass
-        sessions = children.read_text().split() if process.poll() is None else []
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for session in sessions:
-                with suppress(ProcessLookupError):
-                    os.killpg(int(session), number)
-            process.send_signal(number)
-    until(lambda: not any(runs(int(session)) for session in sessions), "end of git")
+async def kill_on_seeing(world: World, name: str, update: str, way: str) -> None:
+    """Kill git and hookdeploy as soon as git has written this file, wherever it has come to by then."""
+    file = world.path / name
+    before = file.stat().st_mtime_ns
+    with suppress(Killed):
+        await go(world, update, way, KilledWhen(lambda: _changed_at(file) not in (before, None), pause=0))
 
 
 def _changed_at(file: Path) -> int | None:
@@ -181,7 +151,7 @@ async def test_a_checkout_that_was_killed_is_taken_back(
 ) -> None:
     """P83: at its beginning, in its middle and at its end."""
     start, _ = await prepare(world, update, way)
-    kill_at(world, name, update, way)
+    await kill_at(world, name, update, way)
     assert world.head == start
     assert world.git("status", "--porcelain") != ""
     assert (world.path / ".git" / "index.lock").exists()
@@ -206,7 +176,7 @@ async def test_a_git_that_is_killed_wherever_it_is_leaves_nothing_that_needs_a_p
 ) -> None:
     """P83: also where it has half written a file, or is done."""
     await prepare(world, update, way)
-    kill_on_seeing(world, f"many/{seen:04}", update, way)
+    await kill_on_seeing(world, f"many/{seen:04}", update, way)
     await assert_it_heals(world, update, run)
     assert len(world.saved().keys() - IN_ITS_WAY.keys()) <= 1
 
@@ -220,7 +190,7 @@ async def test_what_a_person_does_in_a_half_tree_is_kept(
     """P68, P83: they edit after the kill, and before hookdeploy comes back."""
     world.write("uploads/photo", "precious\n")
     await prepare(world, update, way)
-    kill_at(world, MIDDLE, update, way)
+    await kill_at(world, MIDDLE, update, way)
     world.write("many/0001", "my edit of what git has written\n")
     world.write("many/0270", "my edit of what git has not written yet\n")
     world.write("notes", "my notes\n")
@@ -262,7 +232,7 @@ async def test_what_was_there_before_is_no_work_of_gits(world: World, run: Spawn
 @pytest_twisted.ensureDeferred
 async def test_a_link_in_the_place_of_a_directory_is_not_followed(world: World, run: SpawningRunner) -> None:
     """P57: what git has written is there no longer, and what the link leads to is nobody's business."""
-    kill_at(world, "wsgi.py", "rebase")
+    await kill_at(world, "wsgi.py", "rebase")
     elsewhere = world.origin.directory / "elsewhere"
     (world.path / "more").rename(elsewhere)
     (world.path / "more").symlink_to(elsewhere)
@@ -317,7 +287,7 @@ async def test_a_rebase_that_was_killed_in_its_checkout_is_taken_back(
 ) -> None:
     """P68, P83: it has local commits to bring along, and a person edits in between."""
     mine = world.commit("local.py", "mine\n")
-    kill_at(world, name, "rebase")
+    await kill_at(world, name, "rebase")
     assert (world.path / ".git" / "rebase-merge").is_dir()
     world.write("notes", "my notes\n")
     world.write("many/0000", "my edit\n")
@@ -338,7 +308,7 @@ async def test_what_a_person_does_in_a_rebase_of_ours_that_was_killed_is_kept(
     """P68, P83: in the midst of its commits, where HEAD is on no branch."""
     world.commit("aaa", "mine\n", "harmless")
     mine = world.commit("zzz", "mine\n", "slow")
-    kill_at(world, "zzz", "rebase")
+    await kill_at(world, "zzz", "rebase")
     assert world.git("log", "-1", "--format=%s", "HEAD") in ("tip", "harmless")
     world.write("notes", "my notes\n")
     await world.clone().recover(run, None)
@@ -365,7 +335,7 @@ async def test_a_git_whose_time_is_up_leaves_the_clone_as_it_was(
         return happened
 
     with pytest.raises(StepFailed):
-        await replace(clone, timeout=2.0).take(SpawningRunner(up_when(is_cut_off, 2.0)), tip)
+        await replace(clone, timeout=20.0).take(SpawningRunner(up_when(is_cut_off, 20.0)), tip)
     assert world.everything() == before
 
 
@@ -373,7 +343,7 @@ async def test_a_git_whose_time_is_up_leaves_the_clone_as_it_was(
 async def test_a_healing_that_is_cut_off_is_repeated(world: World, run: SpawningRunner) -> None:
     """P83: before each of its commands."""
     mine = world.commit("local.py", "mine\n")
-    kill_at(world, MIDDLE, "rebase")
+    await kill_at(world, MIDDLE, "rebase")
     world.write("many/0001", "my edit\n")
 
     class CutOff:
@@ -402,7 +372,7 @@ async def test_a_healing_that_is_cut_off_is_repeated(world: World, run: Spawning
 
 @pytest_twisted.ensureDeferred
 async def test_a_half_tree_in_which_a_person_has_gone_on_is_theirs(world: World, run: SpawningRunner) -> None:
-    kill_at(world, MIDDLE, "rebase")
+    await kill_at(world, MIDDLE, "rebase")
     (world.path / ".git" / "index.lock").unlink()
     world.git("add", "--all")
     world.git("commit", "--quiet", "--message", "I take it as it is")
@@ -416,7 +386,7 @@ async def test_a_half_tree_in_which_a_person_has_gone_on_is_theirs(world: World,
 @pytest_twisted.ensureDeferred
 async def test_a_half_tree_is_left_alone_while_a_git_runs_in_the_clone(world: World, run: SpawningRunner) -> None:
     """P67: and taken back by the first deployment after that."""
-    kill_at(world, MIDDLE, "rebase")
+    await kill_at(world, MIDDLE, "rebase")
     before = world.git("status", "--porcelain")
     with git_at_work(world.path):
         await world.clone().recover(run, None)
@@ -441,7 +411,7 @@ async def test_what_a_person_edits_after_their_git_was_in_our_way_stays(world: W
 
 @pytest_twisted.ensureDeferred
 async def test_a_persons_rebase_in_a_half_tree_is_left_alone(world: World, run: SpawningRunner) -> None:
-    kill_at(world, MIDDLE, "rebase")
+    await kill_at(world, MIDDLE, "rebase")
     (world.path / ".git" / "index.lock").unlink()
     world.git("reset", "--quiet", "--hard")
     world.git("clean", "--quiet", "-fd")
@@ -457,7 +427,7 @@ async def test_a_persons_rebase_in_a_half_tree_is_left_alone(world: World, run: 
 @pytest_twisted.ensureDeferred
 async def test_a_half_tree_for_which_there_is_no_room_is_taken_back_later(world: World, run: SpawningRunner) -> None:
     """P84: the copy of a person's edit cannot be kept, so that the edit stays where it is."""
-    kill_at(world, MIDDLE, "rebase")
+    await kill_at(world, MIDDLE, "rebase")
     world.write("many/0001", "my edit\n")
     (world.directory / "saved").write_text("in the way")
     await world.clone().recover(run, None)

@@ -25,8 +25,9 @@ from twisted.internet.task import deferLater
 from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.gitorigin import NOBODY, Origin, ambient, by_root, kill_when
+from tests.gitorigin import NOBODY, Killed, KilledWhen, Origin, ambient, by_root
 from tests.test_commands import plant_hooks, set_hostile_environment
+from twisted_hook.boundaries import CommandRunner
 from twisted_hook.commands import Ambient
 from twisted_hook.model import Command, CommandResult, Commit, StepFailed, Tree
 from twisted_hook.process import SpawningRunner
@@ -73,7 +74,7 @@ def run() -> SpawningRunner:
     return SpawningRunner(reactor)
 
 
-async def take(run: SpawningRunner, releases: Releases) -> Tree:
+async def take(run: CommandRunner, releases: Releases) -> Tree:
     return await releases.take(run, await releases.fetch(run))
 
 
@@ -432,8 +433,9 @@ async def test_a_take_whose_hookdeploy_was_killed_does_not_disturb_the_next(worl
     first = await deploy(run, releases)
     revision = world.origin.push({"slow.txt": "x\n", "zzz": "z\n", ".gitattributes": "slow.txt filter=slow\n"})
     started = world.origin.directory / "started"
-    configure_filter(releases, f"echo $PPID > '{started}'; sleep 1000")
-    kill_when(taking(world), started)
+    configure_filter(releases, f"echo > '{started}'; sleep 1000")
+    with pytest.raises(Killed):
+        await take(KilledWhen(started.exists), releases)
     assert (world.directory() / "preparing").is_dir()
     assert await releases.current(run) == first
     configure_filter(releases, "cat")
@@ -446,25 +448,6 @@ async def test_a_take_whose_hookdeploy_was_killed_does_not_disturb_the_next(worl
 
 def configure_filter(releases: Releases, smudge: str) -> None:
     (releases.mirror / "config").open("a").write(f'[filter "slow"]\n\tsmudge = "{smudge}"\n\trequired = true\n')
-
-
-def taking(world: World) -> subprocess.Popen[bytes]:
-    """A process that takes a release as hookdeploy does."""
-    script = """
-import sys
-from itertools import count
-from pathlib import Path
-from twisted.internet.defer import Deferred
-from twisted.internet.task import react
-from tests.gitorigin import Origin
-from tests.test_releases import START, World, take
-from twisted_hook.process import SpawningRunner
-
-origin, state = map(Path, sys.argv[1:])
-world = World(Origin(origin), state, (START + 1000 + n for n in count()))
-react(lambda reactor: Deferred.fromCoroutine(take(SpawningRunner(reactor), world.releases())))
-"""
-    return subprocess.Popen([sys.executable, "-c", script, str(world.origin.directory), str(world.state)], cwd=ROOT)
 
 
 def assert_nothing_is_left_over(world: World) -> None:
