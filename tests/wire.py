@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, maybeDeferred
@@ -15,7 +16,7 @@ from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 
 from tests.waiting import PATIENCE, become
-from twisted_hook.site import GuardedSite
+from twisted_hook.site import GuardedSite, Limits
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,14 @@ class Wire(Protocol):
         waiting, self._waiting = self._waiting, []
         for one in waiting:
             one.callback(None)
+
+
+def patient(**limits: Any) -> Limits:
+    """Limits of a door on real sockets: none in seconds but those that its test is about can hurry an honest sender.
+
+    While this process stands still, nobody in it sends or reads, and the time of both is up all the same.
+    """
+    return Limits(**dict.fromkeys(("request_deadline", "idle", "linger"), 2 * PATIENCE) | limits)
 
 
 @asynccontextmanager
