@@ -10,13 +10,20 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from rich.console import Console
 
 from tests.installed import processes_of
+from tests.proctable import children
 from tests.waiting import PATIENCE, until
+from twisted_hook.cli import demo as command
+from twisted_hook.cli import stage
+from twisted_hook.cli.client import Api
 
 HOOKDEPLOY = (sys.executable, "-c", "from twisted_hook.cli import main; main()")
 
@@ -107,36 +114,82 @@ def test_it_stays_until_somebody_ends_it_and_the_command_that_it_shows_changes_t
     assert done.stdout.startswith("202 accepted as delivery ")
     demo.wait_for("deployed")
     demo.wait_for("What time it is")
-    assert httpx.get(url, timeout=PATIENCE, trust_env=False).text.startswith("It is ")
+    until(  # the server that was asked to go may answer once more
+        lambda: httpx.get(url, timeout=PATIENCE, trust_env=False).text.startswith("It is "), "the new page"
+    )
     demo.process.send_signal(signal.SIGINT)
     assert demo.ended() == 0
     assert demo.left() == []
 
 
-def test_one_ctrl_c_after_the_other_ends_it_in_order_too(demo: Demo) -> None:
-    demo.wait_for("Ctrl-C ends the server")
+FETCHES_FOR_EVER = f"""#!/bin/sh
+case " $* " in *" fetch "*) exec sleep 1000;; esac
+exec {shutil.which("git")} "$@"
+"""
+
+
+def test_nothing_is_left_if_it_is_ended_before_it_is_over_by_one_ctrl_c_after_the_other(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text(FETCHES_FOR_EVER)
+    (tmp_path / "bin" / "git").chmod(0o755)
+    demo = Demo(tmp_path, PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    demo.wait_for("twistd -n hookdeploy")
+    until(lambda: any("sleep 1000" in line for line in processes_of(demo.place).values()), "fetch of the server")
+    demo.process.send_signal(signal.SIGTERM)
 
     def ends() -> bool:
         demo.process.send_signal(signal.SIGINT)
         return demo.process.poll() is not None
 
     until(ends, "end of the demo")
-    assert demo.ended() == 0
-    assert demo.output.endswith("That was it; nothing is left.\n")
-    assert demo.left() == []
-
-
-def test_nothing_is_left_if_it_is_ended_before_it_is_over(demo: Demo) -> None:
-    demo.wait_for("twistd -n hookdeploy")
-    demo.process.send_signal(signal.SIGTERM)
     assert demo.ended() == 1
     assert "The demo failed: it was ended before it was over" in demo.output
     assert demo.left() == []
 
 
+class Typing(StringIO):
+    """Somebody at the terminal, whose push is deployed as soon as it says how to push, and who ends it then."""
+
+    def __init__(self, wish: command.Wish) -> None:
+        super().__init__()
+        self.wish = wish
+        self.looks = 0
+        self.newest: dict[str, Any] = {"id": "1", "outcome": "deployed"}
+
+    def write(self, text: str) -> int:
+        if "Ctrl-C ends the server" in text:
+            pushed = {"revision": None, "subject": "What time it is", "reason": "", "finished_at": "2026-03-01T12:00Z"}
+            self.newest = {"id": "2", "outcome": "deployed", **pushed}
+        return super().write(text)
+
+    def get(self, *_: object, **__: object) -> list[dict[str, Any]]:
+        """As the API answers."""
+        self.looks += 1
+        self.wish.to_end = self.looks > 2
+        return [self.newest]
+
+
+def test_who_pushes_at_once_is_told_of_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wish = command.Wish()
+    terminal, workplace = Typing(wish), stage.Workplace(tmp_path)
+    monkeypatch.setattr(command, "IDLE_PAUSE", 0.0)
+    shown = command.Demo(workplace, stage.Server(tmp_path), stage.Visitors(workplace.page), wish)
+    shown._api = cast("Api", terminal)
+    command._stay(Console(file=terminal, width=500), shown, workplace)
+    assert "What time it is" in terminal.getvalue().partition("Ctrl-C ends the server")[2]
+
+
+def test_its_ports_are_none_that_the_kernel_gives_to_clients(tmp_path: Path) -> None:
+    first, _ = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    workplace = stage.Workplace(tmp_path)
+    ports = [httpx.URL(url).port or 0 for url in (workplace.page, workplace.hook)]
+    assert len(set(ports)) == 2
+    assert max(ports) < int(first)
+
+
 def test_it_notices_that_the_server_dies_and_ends_what_that_leaves(demo: Demo) -> None:
     demo.wait_for("Ctrl-C ends the server")
-    [server] = [pid for pid, words in processes_of(demo.place).items() if "twistd" in words]
+    [server] = children(demo.process.pid)
     os.kill(server, signal.SIGKILL)
     assert demo.ended() == 1
     assert "The demo failed: the server ended by itself: exit -9" in demo.output

@@ -126,12 +126,14 @@ class Demo:
             raise StageFailed(f"a visitor got no page while it was deployed: {self._visitors.failed[0]}")
         return Shown(commit, answer, page, seconds, self._visitors.answered - visits, _phases(deployment))
 
-    def follow(self, tell: Callable[[Mapping[str, Any]], None]) -> None:
-        """Tell of each deployment that ends, until somebody wants the demo to end. Raises ``Stopped``."""
-        known = self._newest()
+    def follow(self, known: Mapping[str, Any], tell: Callable[[Mapping[str, Any]], None]) -> None:
+        """Tell of each deployment after a known one that ends, until somebody wants the demo to end.
+
+        Raises ``Stopped``.
+        """
         while True:
             self._pause(IDLE_PAUSE)
-            newest = self._newest()
+            newest = self.newest()
             if newest.get("outcome") and newest["id"] != known.get("id"):
                 tell(newest)
                 known = newest
@@ -150,14 +152,15 @@ class Demo:
 
     def _deployed(self, commit: str | None) -> Mapping[str, Any] | None:
         """The newest deployment, if it has ended and is of this commit; None is any commit."""
-        newest = self._newest()
+        newest = self.newest()
         if newest.get("outcome") is None or commit not in (None, newest["revision"]):
             return None
         if newest["outcome"] != "deployed":
             raise StageFailed(f"the deployment {newest['outcome']}: {newest['reason']}")
         return newest
 
-    def _newest(self) -> Mapping[str, Any]:
+    def newest(self) -> Mapping[str, Any]:
+        """The newest deployment; empty if there is none."""
         try:
             return next(iter(self._api.get("/deployments", app=APP, limit=1)), {})
         except NotRunning:  # not yet; or not any more, which `_pause` finds
@@ -252,6 +255,7 @@ def _show(say: Console, demo: Demo, workplace: Workplace) -> Shown:
 
 
 def _stay(say: Console, demo: Demo, workplace: Workplace) -> None:
+    known = demo.newest()  # before anybody is asked to push
     clone, config = shlex.quote(str(workplace.clone)), shlex.quote(str(workplace.config))
     say.print("\nNow you. This changes the page again, each time:", style="bold")
     say.print(
@@ -261,7 +265,7 @@ def _stay(say: Console, demo: Demo, workplace: Workplace) -> None:
     say.print(f"\nThe page is {workplace.page} and its clone is {workplace.clone}.")
     say.print("Ctrl-C ends the server and removes the directory.\n")
     with contextlib.suppress(Stopped):
-        demo.follow(lambda deployment: say.print(_in_a_line(deployment)))
+        demo.follow(known, lambda deployment: say.print(_in_a_line(deployment)))
     say.print("\nThat was it; nothing is left.")
 
 

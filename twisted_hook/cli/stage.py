@@ -11,7 +11,7 @@ import secrets
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack, closing
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -26,6 +26,8 @@ PATIENCE = 60.0
 STOPPING = 30.0
 LAST_LINES = 25
 APP, BRANCH = "hello", "main"
+PORTS = range(10_100, 12_000)
+"""Below those that the kernel gives to clients, so that none is taken by chance before the server listens."""
 
 CONFIG_NAME = "hookdeploy.toml"
 
@@ -208,7 +210,12 @@ class Workplace:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that are free now; all are held until each is known, so that no two are the same."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(closing(socket.create_server(("127.0.0.1", 0)))) for _ in range(count)]
-        return [int(each.getsockname()[1]) for each in sockets]
+    """Ports that are free now; where the search begins is told by the process, so that two demos begin apart."""
+    first = os.getpid() * count % len(PORTS)
+    return list(islice(filter(_is_free, (*PORTS[first:], *PORTS[:first])), count))
+
+
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
