@@ -7,10 +7,11 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import pytest
 from twisted.internet import reactor
@@ -21,6 +22,8 @@ from twisted.python.failure import Failure
 from twisted_hook.boundaries import Journal
 from twisted_hook.journal import SqliteJournal
 from twisted_hook.model import JournalUnavailable, NewDelivery, Receipt
+
+T = TypeVar("T")
 
 CALL_IN_REACTOR = IReactorFromThreads(reactor).callFromThread
 ROOT = Path(__file__).parent.parent
@@ -36,6 +39,26 @@ async def opened(path: Path, **options: Any) -> AsyncIterator[SqliteJournal]:
         yield journal
     finally:
         await journal.close()
+
+
+class Pump:
+    """Stands in for the reactor: what the threads have to say waits until somebody runs a coroutine here."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Callable[..., object], tuple[object, ...]]] = SimpleQueue()
+
+    def call(self, function: Callable[..., object], *args: object) -> None:
+        self._calls.put((function, args))
+
+    def run(self, coroutine: Coroutine[Deferred[Any], Any, T]) -> T:
+        results: list[T | Failure] = []
+        Deferred.fromCoroutine(coroutine).addBoth(results.append)
+        while not results:
+            function, args = self._calls.get(timeout=60)
+            function(*args)
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return results[0]
 
 
 def accepting(journal: Journal, deliveries: Sequence[NewDelivery]) -> Deferred[list[Receipt]]:

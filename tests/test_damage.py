@@ -129,10 +129,16 @@ DAMAGES: dict[str, Damage] = {
     "nothing but empty directories": each("**/*", remove),
     "nothing but empty files": each("**/*", write(b"")),
 }
+UNPACKED = (
+    *("objects that are gone", "empty objects", "objects of something else", "no objects", "no refs"),
+    *("nothing but empty directories", "nothing but empty files"),
+)
+"""Those that meet other files where nothing has been packed yet."""
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "packed"), [*((damage, True) for damage in DAMAGES), *((damage, False) for damage in UNPACKED)]
+)
 @pytest_twisted.ensureDeferred
 async def test_a_damaged_mirror_is_made_anew_by_itself(
     world: World, run: SpawningRunner, damage: str, packed: bool

@@ -395,7 +395,10 @@ async def test_a_closed_port_and_a_broken_answer_are_told() -> None:
     async with local_github() as there:
         there.instead = hang_up
         assert "127.0.0.1 cannot be asked: Connection to the other side was lost" in await why_not(asking(there))
-    assert "127.0.0.1 cannot be asked: Connection was refused" in await why_not(asking(there))
+    with socket.socket() as nobody_listens:  # and nobody else may take its port
+        nobody_listens.bind(("127.0.0.1", 0))
+        there.api = f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"
+        assert "127.0.0.1 cannot be asked: Connection was refused" in await why_not(asking(there))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Twisted's way to make a certificate
