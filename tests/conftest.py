@@ -5,6 +5,7 @@ And what the tests of the installed program begin with.
 
 from __future__ import annotations
 
+import compileall
 import gc
 import signal
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from zope.interface import implementer
 
+import twisted_hook
 from tests.installed import IN_PLACE, RELEASE, Hookdeploy, Origin, git, put_away, site
 
 # Without typing's protocols, of which nothing can be asked to be an instance.
@@ -54,8 +56,14 @@ def logged_failures() -> Iterator[list[LogEvent]]:
     assert not collector.found, [event["log_failure"].getTraceback() for event in collector.found]
 
 
-def pytest_configure() -> None:
-    """Who runs tests in the background of a script has them ignore SIGINT, and so all that they start."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Who runs tests in the background of a script has them ignore SIGINT, and so all that they start.
+
+    And where Python is told to keep no bytecode (``PYTHONDONTWRITEBYTECODE``), each of some hundred starts would
+    compile the program anew.
+    """
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(twisted_hook.__path__[0], quiet=2)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

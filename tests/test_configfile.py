@@ -125,7 +125,8 @@ def test_a_file_that_is_found_says_what_it_wins_over(place: Path, monkeypatch: p
 def test_faults_of_the_text_and_of_the_world_come_together(place: Path) -> None:
     """P93: unknown key, wrong type, world-readable secret, missing env_file and open state directory, all at once."""
     (place / "hook.secret").chmod(0o644)
-    (place / "state").mkdir(mode=0o755)
+    (place / "state").mkdir()
+    (place / "state").chmod(0o755)
     (place / "state" / "journal.sqlite3").touch()
     found = faults_of(place, f'{RELEASE}env_file = "no.env"\nworkers = "two"\nworker = 2\n')
     assert set(found) == {
@@ -378,7 +379,8 @@ def test_a_password_in_the_origin_of_a_clone_is_to_be_masked(clone: Path) -> Non
 
 def test_a_readable_file_with_secrets_warns(place: Path) -> None:
     text = f'{RELEASE}env = {{ API_TOKEN = "a token of mine" }}\n'
-    (place / "hookdeploy.toml").touch(mode=0o644)
+    (place / "hookdeploy.toml").touch()
+    (place / "hookdeploy.toml").chmod(0o644)
     assert "chmod 600" in loaded(place, text).warnings[0]
     (place / "hookdeploy.toml").chmod(0o600)
     assert loaded(place, text).warnings == ()
@@ -445,7 +447,8 @@ def test_an_env_file_that_has_gone_is_a_config_error(tmp_path: Path) -> None:
 
 
 def test_an_env_file_that_others_can_read_warns(place: Path) -> None:
-    (place / "x.env").touch(mode=0o644)
+    (place / "x.env").touch()
+    (place / "x.env").chmod(0o644)
     assert "can be read by others" in loaded(place, f'{RELEASE}env_file = "x.env"\n').warnings[0]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import stat
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +12,7 @@ from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from twisted_hook.deploymentlog import CAP, FileLog
-from twisted_hook.redaction import MASK, Redactor, colourless
+from twisted_hook.redaction import MASK, CleaningStream, RedactingStream, Redactor, colourless
 
 NOON = 12 * 3600.0
 SECRET = "correct horse battery staple"
@@ -162,10 +161,11 @@ class FileLogTests(SynchronousTestCase):
     def test_beyond_the_cap_a_flood_costs_nothing(self) -> None:
         """P79: 300 MB that nobody will see."""
         self.log.write(b"x" * CAP)
-        chunk, started = b"\x1b[31mcorrect horse" * 500, time.process_time()
-        for _ in range(300_000_000 // len(chunk)):
-            self.log.write(chunk)
-        self.assertLess(time.process_time() - started, 0.5)
+        self.patch(RedactingStream, "feed", None)
+        self.patch(CleaningStream, "feed", None)
+        for _ in range(3):
+            self.log.write(b"\x1b[31mcorrect horse" * 500)
+        self.assertEqual(self.path.stat().st_size, CAP)
 
     def test_a_log_that_cannot_be_written_is_given_up_and_says_so_once(self) -> None:
         self.path.mkdir()

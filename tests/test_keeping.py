@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IReadDescriptor
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.installed import is_listened_on
+from tests.installed import free_port, is_listened_on
 from tests.proctable import told
 from tests.waiting import PATIENCE, until
 from twisted_hook import sockets
@@ -93,7 +93,7 @@ class KeeperFixture(SynchronousTestCase):
         keeper._connection = None
 
     def listener(self) -> socket.socket:
-        listener = sockets.listen("127.0.0.1:0")
+        listener = sockets.listen(f"127.0.0.1:{free_port()}")  # which no client is given once it is closed
         self.addCleanup(listener.close)
         return listener
 
