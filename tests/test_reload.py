@@ -18,6 +18,7 @@ from tests.installed import (
     free_port,
     git,
     is_listened_on,
+    is_over,
     processes_of,
     site,
 )
@@ -49,16 +50,19 @@ def ping(hookdeploy: Hookdeploy, path: str) -> int:
 # --- SIGHUP and what comes with it
 
 
-@pytest.mark.parametrize("config", [TWO_WORKERS, RELEASE.replace("[apps.web]", "[apps.api]"), "nonsense"])
-def test_a_stop_right_after_a_reload_leaves_no_process(release: Hookdeploy, config: str) -> None:
+def test_a_stop_right_after_a_reload_leaves_no_process(release: Hookdeploy) -> None:
     """``systemctl reload`` and then ``stop``: the server that the reload starts is not forgotten."""
-    release.start()
-    release.first()
-    release.configure(config)
-    os.kill(release.pid, signal.SIGHUP)
-    assert release.stop() == -signal.SIGTERM
-    assert processes_of(release.directory) == {}
-    assert not is_listened_on(release.app_port)
+    for config in (TWO_WORKERS, "nonsense", RELEASE.replace("[apps.web]", "[apps.api]")):
+        release.configure(RELEASE)
+        release.start()
+        release.first()
+        release.wait_for_page("one")
+        release.configure(config)
+        os.kill(release.pid, signal.SIGHUP)
+        assert release.stop() == -signal.SIGTERM
+        assert is_over(release.directory)
+        until(lambda: not processes_of(release.directory), "end of the keeper")
+        assert not is_listened_on(release.app_port)
     assert "Traceback" not in release.log
 
 
@@ -76,20 +80,19 @@ def test_hundreds_of_reloads_do_not_keep_a_later_one_from_its_turn(release: Hook
     assert "Traceback" not in release.log
 
 
-@pytest.mark.parametrize("taken_by", ["an app", "the door"])
-def test_a_refused_reload_opens_no_port(release: Hookdeploy, taken_by: str) -> None:
-    """Nothing of a configuration that cannot be had as a whole takes effect."""
+def test_a_refused_reload_opens_no_port(release: Hookdeploy) -> None:
+    """Nothing of a configuration that cannot be had as a whole takes effect, whosever port is taken."""
     release.start()
     release.first()
     mine = release.hook_port, release.app_port
     free = free_port()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         number = taken.getsockname()[1]
-        app, door = (number, free) if taken_by == "an app" else (free, number)
-        listen = f'listen = ["tcp:HOOK_PORT:interface=127.0.0.1", "tcp:{door}:interface=127.0.0.1"]'
-        config = RELEASE.replace('listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]', listen)
-        hang_up(release, config.replace("APP_PORT", str(app)), REFUSED)
-        assert not is_listened_on(free)
+        for app, door, place in ((number, free, "apps.web.bind"), (free, number, "server.listen")):
+            listen = f'listen = ["tcp:HOOK_PORT:interface=127.0.0.1", "tcp:{door}:interface=127.0.0.1"]'
+            config = RELEASE.replace('listen = ["tcp:HOOK_PORT:interface=127.0.0.1"]', listen)
+            hang_up(release, config.replace("APP_PORT", str(app)), f"{REFUSED}{place}: cannot listen on ")
+            until(lambda: not is_listened_on(free), "end of what was listened on for nothing")
     assert all(is_listened_on(port) for port in mine)
     assert release.page() == "one"
     hang_up(release, RELEASE.replace("APP_PORT", str(free)))

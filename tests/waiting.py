@@ -39,5 +39,5 @@ def _pauses(what: str) -> Iterator[float]:
     """Seconds, as long as there is patience; the longer it takes, the more seldom is it worth the cost of a look."""
     begun = time.monotonic()
     while (waited := time.monotonic() - begun) < PATIENCE:
-        yield max(FIRST, waited / 8)
+        yield max(FIRST, waited / 5)
     raise AssertionError(f"waited {PATIENCE:g} s in vain for {what}")
