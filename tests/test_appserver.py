@@ -57,11 +57,10 @@ async def test_a_good_app_is_served(tmp_path: Path) -> None:
     assert blog.server.status.state == "stopped"
 
 
-@pytest.mark.parametrize("worker", [("gthread", "--threads", "4"), ("sync",)], ids=["gthread", "sync"])
 @pytest_twisted.ensureDeferred
-async def test_swaps_under_load_lose_no_request(tmp_path: Path, worker: tuple[str, ...]) -> None:
+async def test_swaps_under_load_lose_no_request(tmp_path: Path) -> None:
     """P82."""
-    async with site(tmp_path, workers=2, gunicorn=("--worker-class", *worker)) as blog:
+    async with site(tmp_path, workers=2, gunicorn=("--worker-class", "gthread", "--threads", "4")) as blog:
         first = await blog.serve()
         slow = deferToThread(ask, blog.address, "/slow")
         await become((first.tree.path / "slow-begun").exists)
@@ -201,29 +200,28 @@ async def test_a_good_release_passes_its_probation_and_then_the_old_one_drains(t
         assert load.failures == []
 
 
+FAILURES = [wsgiapps.ANSWERS_503, wsgiapps.RAISES_LATE, wsgiapps.BREAKS_OFF]
+
+
 @pytest.mark.parametrize("worker", [("sync",), ("gthread", "--threads", "2"), ("gevent",)], ids=lambda words: words[0])
-@pytest.mark.parametrize(
-    "fails",
-    [wsgiapps.ANSWERS_503, wsgiapps.RAISES_LATE, wsgiapps.BREAKS_OFF],
-    ids=["answers", "raises", "breaks off"],
-)
 @pytest_twisted.ensureDeferred
-async def test_the_third_bad_answer_ends_a_probation(tmp_path: Path, worker: tuple[str, ...], fails: str) -> None:
+async def test_the_third_bad_answer_ends_a_probation(tmp_path: Path, worker: tuple[str, ...]) -> None:
     """P81: its health path lies, so that only real requests can tell."""
     options = ("--worker-class", *worker)
     async with site(tmp_path, workers=1, health="/healthz", gunicorn=options) as blog:
         good = await blog.serve()
         pid = blog.server.status.pid
-        async with Load(blog.address, clients=2) as load:
-            with pytest.raises(ProbationFailed) as caught:
-                await blog.serve(blog.launch(fails + wsgiapps.LIES, text="two"), probation=LONG)
-            assert "3 answers of 500 and above in the first 600 s" in caught.value.summary
-            if fails != wsgiapps.ANSWERS_503:
-                assert "LookupError: no database" in caught.value.tail
-            await become(lambda: len(blog.processes()) == 2, "the end of the new one")
-        assert set(load.answers) == {"one"}
-        assert len(load.failures) >= 3
-        await carries_on(blog, good, pid)
+        for fails in FAILURES:
+            async with Load(blog.address, clients=2) as load:
+                with pytest.raises(ProbationFailed) as caught:
+                    await blog.serve(blog.launch(fails + wsgiapps.LIES, text="two"), probation=LONG)
+                assert "3 answers of 500 and above in the first 600 s" in caught.value.summary
+                if fails != wsgiapps.ANSWERS_503:
+                    assert "LookupError: no database" in caught.value.tail
+                await become(lambda: len(blog.processes()) == 2, "the end of the new one")
+            assert set(load.answers) == {"one"}
+            assert len(load.failures) >= 3, fails
+            await carries_on(blog, good, pid)
 
 
 ASYNCHRONOUS_FAILURES = {
@@ -251,20 +249,18 @@ ASGI_WORKERS = ["asgi", "uvicorn.workers.UvicornWorker"]
 
 
 @pytest.mark.parametrize("worker", ASGI_WORKERS)
-@pytest.mark.parametrize("fails", ASYNCHRONOUS_FAILURES.values(), ids=ASYNCHRONOUS_FAILURES.keys())
 @pytest_twisted.ensureDeferred
-async def test_the_third_bad_answer_of_an_asynchronous_app_ends_a_probation(
-    tmp_path: Path, worker: str, fails: str
-) -> None:
+async def test_the_third_bad_answer_of_an_asynchronous_app_ends_a_probation(tmp_path: Path, worker: str) -> None:
     """P81."""
     async with site(tmp_path, health="/healthz", gunicorn=("--worker-class", worker)) as blog:
         good = await blog.serve(blog.launch(wsgiapps.ASYNCHRONOUS))
         pid = blog.server.status.pid
-        async with Load(blog.address, clients=2) as load:
-            with pytest.raises(ProbationFailed, match="3 answers of 500 and above in the first 600 s"):
-                await blog.serve(blog.launch(fails + wsgiapps.LIES_ASYNCHRONOUSLY, text="two"), probation=LONG)
-        assert len(load.failures) >= 3
-        await carries_on(blog, good, pid)
+        for fails in ASYNCHRONOUS_FAILURES.values():
+            async with Load(blog.address, clients=2) as load:
+                with pytest.raises(ProbationFailed, match="3 answers of 500 and above in the first 600 s"):
+                    await blog.serve(blog.launch(fails + wsgiapps.LIES_ASYNCHRONOUSLY, text="two"), probation=LONG)
+            assert len(load.failures) >= 3, fails
+            await carries_on(blog, good, pid)
 
 
 @pytest.mark.parametrize("worker", ASGI_WORKERS)
@@ -448,19 +444,19 @@ def application(environ, start_response):
 """
 
 
-@pytest.mark.parametrize("source", [READS, WRAPS], ids=["as it is", "wrapped"])
 @pytest.mark.parametrize("worker", [("sync",), ("gthread", "--threads", "2")], ids=["sync", "gthread"])
 @pytest_twisted.ensureDeferred
-async def test_no_malformed_request_ends_a_probation(tmp_path: Path, worker: tuple[str, ...], source: str) -> None:
+async def test_no_malformed_request_ends_a_probation(tmp_path: Path, worker: tuple[str, ...]) -> None:
     """A stranger who breaks off in a chunked body, or sends nonsense in it, must not be able to keep a release away."""
     async with site(tmp_path, gunicorn=("--worker-class", *worker)) as blog:
-        await blog.serve(blog.launch(source))
-        swapping = Deferred.fromCoroutine(blog.serve(blog.launch(source), probation=2.0))
-        await until_on_probation(blog)
-        for _ in range(15):
-            await deferToThread(send, blog.address, b"5\r\nhal")
-            await deferToThread(send, blog.address, b"nonsense\r\n\r\n")
-        await soon(swapping)
+        await blog.serve(blog.launch(READS))
+        for source in (READS, WRAPS):
+            swapping = Deferred.fromCoroutine(blog.serve(blog.launch(source), probation=2.0))
+            await until_on_probation(blog)
+            for _ in range(15):
+                await deferToThread(send, blog.address, b"5\r\nhal")
+                await deferToThread(send, blog.address, b"nonsense\r\n\r\n")
+            await soon(swapping)
 
 
 READS_ASYNCHRONOUSLY = """

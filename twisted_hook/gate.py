@@ -171,9 +171,10 @@ def child_exit(server: Any, worker: Any) -> None:
 
 def _wait_at_the_gate(worker: Any) -> None:
     """The lifeline says when to look: a byte that nobody reads wakes every worker, its end, that none will come."""
+    patience = min(_LOOK, worker.timeout or _LOOK)  # half of gunicorn's ``timeout``
     while worker.alive and not _gate_is_open():
         worker.notify()
-        woken, _, _ = select.select([_LIFELINE], [], [], _LOOK)
+        woken, _, _ = select.select([_LIFELINE], [], [], patience)
         if woken and not _gate_is_open():
             sys.exit(_NOT_OPENED)
 
