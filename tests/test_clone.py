@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import py_compile
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -467,7 +468,7 @@ async def test_our_own_look_at_the_remote_keeps_no_lock_alive(world: World) -> N
     ends: list[int] = []
 
     def is_read() -> bool:
-        with suppress(OSError):  # as long as nobody has opened it to read
+        with contextlib.suppress(OSError):  # as long as nobody has opened it to read
             ends.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
         return bool(ends)
 

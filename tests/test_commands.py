@@ -8,7 +8,8 @@ import os
 import shlex
 import socket
 import subprocess
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -333,32 +334,48 @@ NAMES = st.text(st.sampled_from(":()!^/*?[]\\-. \n\tab\u00fc\u2028\U0001f600\"'{
 )
 
 
+@dataclass(frozen=True)
+class Objects:
+    """A repository with nothing in it but a file of no content, and a tree that has it."""
+
+    directory: Path
+
+    def git(self, *words: str, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+        words = ("git", f"--git-dir={self.directory}", *words)
+        environment = Origin(self.directory).environment
+        return subprocess.run(words, input=said, capture_output=True, env=environment, check=False)
+
+    def tree(self, *entries: bytes) -> str:
+        return self.git("mktree", "-z", said=b"".join(entries)).stdout.decode().strip()
+
+    @cached_property
+    def empty(self) -> str:
+        return self.tree()
+
+    @cached_property
+    def blob(self) -> bytes:
+        return self.git("hash-object", "-w", "--stdin").stdout.strip()
+
+    @cached_property
+    def inside(self) -> str:
+        return self.tree(b"100644 blob " + self.blob + b"\tin it\0")
+
+
 @pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with nothing in it."""
-    directory = tmp_path_factory.mktemp("objects") / "bare.git"
-    subprocess.run(["git", "init", "--quiet", "--bare", directory], check=True)
-    return directory
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Objects:
+    made = Objects(tmp_path_factory.mktemp("objects") / "bare.git")
+    assert made.git("init", "--quiet", "--bare").returncode == 0
+    return made
 
 
 @given(NAMES, st.sampled_from(["", "/", "/**"]), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_git_finds_the_file_and_the_directory_of_any_name(objects: Path, name: str, end: str, inside: bool) -> None:
+def test_git_finds_the_file_and_the_directory_of_any_name(objects: Objects, name: str, end: str, inside: bool) -> None:
     """Names that are hostile to shells, options and pathspecs; the trees are made by git, and never checked out."""
-
-    def git(*words: str, said: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(["git", f"--git-dir={objects}", *words], input=said, capture_output=True, check=False)
-
-    def tree(entry: bytes) -> str:
-        return git("mktree", "-z", said=entry).stdout.decode().strip()
-
-    empty = tree(b"")
-    blob = git("hash-object", "-w", "--stdin").stdout.strip()
-    here = tree(b"100644 blob " + blob + b"\tin it\0")
-    parts = os.fsencode(name).split(b"/")
-    kind = b"040000 tree " + here.encode() if inside else b"100644 blob " + blob
-    for part in reversed(parts):
-        whole = tree(kind + b"\t" + part + b"\0")
+    git, empty = objects.git, objects.empty
+    kind = b"040000 tree " + objects.inside.encode() if inside else b"100644 blob " + objects.blob
+    for part in reversed(os.fsencode(name).split(b"/")):
+        whole = objects.tree(kind + b"\t" + part + b"\0")
         kind = b"040000 tree " + whole.encode()
     assert git(*differing(empty, whole, (name + end,))).returncode == 1
     assert git(*differing(empty, whole, ("!" + name + end,))).returncode == 0
