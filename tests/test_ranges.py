@@ -232,16 +232,11 @@ def pouring(request: Request) -> int:
         (refusing(403, "API rate limit exceeded", x_ratelimit_remaining="0", x_ratelimit_reset="9999999999"), "403"),
         (saying(b"<html>", content_type="text/html"), "cannot be understood"),
         (saying(b"[" * 500_000 + b"]" * 500_000), "cannot be understood"),
-        (silent, "within 0.2 s"),
     ],
-    ids=("endless", "elsewhere", "limited", "html", "nested", "silent"),
+    ids=("endless", "elsewhere", "limited", "html", "nested"),
 )
 @pytest_twisted.ensureDeferred
-async def test_a_hostile_answer_leaves_the_networks_unknown(
-    answer: ANSWERS_ODDLY, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if answer is silent:
-        monkeypatch.setattr("twisted_hook.outward.github.TIMEOUT", 0.2)
+async def test_a_hostile_answer_leaves_the_networks_unknown(answer: ANSWERS_ODDLY, words: str) -> None:
     async with local_github() as there:
         there.instead = answer
         known = Ranges(REACTOR, now=time.time)
