@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from tests import payloads
 from tests.certs import Authority
-from tests.installed import Origin, git
+from tests.installed import Origin, free_port, git
 from twisted_hook.cli.send import send
 from twisted_hook.forges import github
 from twisted_hook.model import Push
@@ -396,8 +396,7 @@ def test_json_tells_the_answer_as_it_came(config: Path, port: int, receiver: Rec
 
 
 def test_where_nothing_listens_the_exit_is_3_and_says_where_it_looked(tmp_path: Path, origin: Origin) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     result = run("--config", configured(tmp_path, f"tcp:{port}", app("web", origin.path)))
     assert result.exit_code == 3
     assert f"Nothing listens on http://127.0.0.1:{port}/hooks/github" in result.output

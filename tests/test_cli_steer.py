@@ -300,7 +300,7 @@ async def test_ctrl_c_ends_the_watching_and_not_the_deployment(tmp_path: Path) -
 
 
 def interrupted(*words: str) -> tuple[int, str]:
-    """Type a command, and Ctrl-C as soon as it says something; gives its exit status and what it says to that."""
+    """Type a command, and Ctrl-C as soon as it follows; gives its exit status and what it says to that."""
     with subprocess.Popen(
         (sys.executable, "-c", "from twisted_hook.cli import main; main()", *words),
         stdin=subprocess.DEVNULL,
@@ -311,6 +311,8 @@ def interrupted(*words: str) -> tuple[int, str]:
         try:
             assert process.stdout is not None
             assert "deployment" in process.stdout.readline()
+            # Until then it imports, and what is raised in the midst of that is now and then lost.
+            assert process.stdout.read(len("  queued")) == "  queued"
             process.send_signal(signal.SIGINT)
             return process.wait(PATIENCE), process.communicate()[1]
         finally:

@@ -295,6 +295,7 @@ async def test_who_does_not_read_costs_a_buffer_and_others_are_told_all_the_same
 ) -> None:
     """T42."""
     monkeypatch.setattr(streams, "MOMENT", 0.0)
+    monkeypatch.setattr(streams, "STALL", 3600.0)
     big = b"event: app\ndata: " + b"x" * 200_000 + b"\n"
     changes, rendered = Changes("life"), 0
     readers, connections = Readers(reactor), []

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -85,7 +86,7 @@ class Patient:
         """A command line that a person may paste to have it run as the service's user."""
         return f"sudo -u {shlex.quote(self.owner.name)} -H sh -c {shlex.quote(command)}" if self.owner else command
 
-    def ask(self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = LIMIT) -> CommandResult:
+    def ask(self, *argv: str, env: Mapping[str, str] | None = None, timeout: float = inf) -> CommandResult:
         """What a program of this machine says, run as the service's user."""
         ambient = self.ambient
         told = {"PATH": ambient.path, "HOME": ambient.home, "LC_ALL": "C", **(env or {})}
