@@ -347,6 +347,18 @@ class KeeperTests(KeeperFixture):
         self.assertIsNotNone(self.taken(self.reached(), "door"))
         self.the_one()
 
+    def test_one_that_comes_after_it_was_given_up_leaves_the_next_one_its_name(self) -> None:
+        late = killed_as_soon_as_it_has_started_one(self.path, late=True)
+        keeper = Keeper(self.path)
+        self.addCleanup(self.assert_ends, self.path)
+        self.addCleanup(keeper.end)
+        keeper._start()  # as if it had been waited for in vain
+        keeper.hold("door", self.listener())
+        os.kill(late, signal.SIGCONT)
+        until(lambda: late not in keepers(self.path), "the end of the late one")
+        self.leave(keeper)
+        self.assertIsNotNone(self.taken(self.reached(), "door"))
+
     def test_a_call_before_it_was_reached_is_refused(self) -> None:
         self.assertRaises(NoKeeper, Keeper(self.path).take, "door")
 

@@ -198,7 +198,7 @@ def test_the_service_starts_restarts_reloads_and_stops_under_systemd(
 
 def test_systemd_restarts_one_that_is_stuck_and_the_app_serves_on(service: Hookdeploy, systemd: PrivateSystemd) -> None:
     path = systemd.units / UNIT
-    path.write_text(path.read_text().replace("WatchdogSec=60", "WatchdogSec=3"))
+    path.write_text(path.read_text().replace("WatchdogSec=60", "WatchdogSec=10"))
     systemd.start()
     systemd.do("start", UNIT)
     service.first()

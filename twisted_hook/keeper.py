@@ -18,8 +18,8 @@ from typing import Any
 LONGEST = 65536
 
 
-def main(path: str) -> None:
-    """Serve until there is nothing left to do."""
+def main(path: str, inode: int) -> None:
+    """Serve until there is nothing left to do; the inode is that of our door."""
     door = socket.socket(fileno=0)
     held: dict[str, int] = {}
     wanted = True
@@ -27,7 +27,9 @@ def main(path: str) -> None:
         client, _ = door.accept()
         with client:
             wanted = serve(client, held)
-    os.unlink(path)  # noqa: PTH108 - pathlib would be most of what this process has in memory
+    # pathlib would be most of what this process has in memory.
+    if os.stat(path).st_ino == inode:  # noqa: PTH116 - else it was given up, and the name is that of the next one
+        os.unlink(path)  # noqa: PTH108
 
 
 def serve(client: socket.socket, held: dict[str, int]) -> bool:
@@ -67,4 +69,4 @@ def let_go(held: dict[str, int], names: Iterable[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(os.environ["INODE"]))

@@ -27,8 +27,8 @@ from twisted_hook.process import Reactor
 from twisted_hook.sockets import unix_address
 
 PROGRAM = Path(__file__).with_name("keeper.py")
-PATIENCE = 5.0
-"""Seconds that the keeper may take to start, or to answer."""
+PATIENCE = 20.0
+"""Seconds that the keeper may take to start, or to answer; less than systemd's watchdog has for us."""
 LOOK = 0.01
 """Seconds between two looks whether one that replaces another has started."""
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
@@ -204,7 +204,7 @@ class Keeper:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             cwd="/",
-            env={},
+            env={"INODE": str(self._path.stat().st_ino)},
         )
 
     def _give_up_starting(self) -> None:
