@@ -192,7 +192,9 @@ async def test_a_request_inside_an_adopted_server_is_finished_at_a_swap(tmp_path
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_adopted_server_stays_when_the_new_release_is_broken(tmp_path: Path) -> None:
+async def test_an_adopted_server_stays_when_the_new_release_is_broken_and_is_revived_when_it_is_killed(
+    tmp_path: Path,
+) -> None:
     async with site(tmp_path) as blog:
         launch = blog.launch()
         [pid] = await leave_behind(blog, launch)
@@ -203,13 +205,6 @@ async def test_an_adopted_server_stays_when_the_new_release_is_broken(tmp_path: 
         assert blog.server.launch == launch
         assert await blog.get() == "one"
         await only(blog, pid)
-
-
-@pytest_twisted.ensureDeferred
-async def test_an_adopted_server_that_is_killed_is_revived(tmp_path: Path) -> None:
-    async with site(tmp_path) as blog:
-        [pid] = await leave_behind(blog, blog.launch())
-        adopt(blog)
         os.kill(pid, signal.SIGKILL)
         await become(lambda: blog.server.status.state == "serving" and blog.server.status.pid != pid, "the revival")
         assert await blog.get() == "one"
@@ -258,6 +253,7 @@ async def test_a_server_is_adopted_again_and_again(tmp_path: Path) -> None:
             assert again.status.pid == pid
             let_go(again)
         adopt(blog)
+        assert not blog.server.outdated
         assert await blog.get() == "one"
 
 
@@ -463,14 +459,6 @@ async def test_an_adopted_server_is_outdated_once_it_is_to_run_as_somebody_else(
         adopt(blog)
         assert blog.server.outdated
         blog.server.configure(mine, blog.listener.dup())
-        assert not blog.server.outdated
-
-
-@pytest_twisted.ensureDeferred
-async def test_an_adopted_server_is_not_outdated_if_nothing_has_changed(tmp_path: Path) -> None:
-    async with site(tmp_path) as blog:
-        await leave_behind(blog, blog.launch())
-        adopt(blog)
         assert not blog.server.outdated
 
 
