@@ -23,6 +23,7 @@ from twisted_hook.model import Command, CommandResult
 from twisted_hook.process import last_lines
 
 NOBODY = 65534
+SETTINGS = Path(__file__).with_name("gitconfig")
 by_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
 
 
@@ -41,11 +42,20 @@ class Origin:
     def create(cls, directory: Path, files: Mapping[str, str] | None = None, *, branch: str = "main") -> Origin:
         """An origin with one commit."""
         directory.mkdir(parents=True, exist_ok=True)
-        origin = cls(directory)
+        origin, files = cls(directory), {"README": "first\n"} if files is None else files
+        kind = (branch, *files.items())
+        if kind in _MADE:
+            for name, content in _MADE[kind].items():
+                (directory / name).parent.mkdir(parents=True, exist_ok=True)
+                (directory / name).write_bytes(content)
+            origin.git("reset", "--quiet")
+            return origin
         origin.git("init", "--quiet", "--bare", f"--initial-branch={branch}", str(origin.bare), at=directory)
         origin.git("init", "--quiet", f"--initial-branch={branch}", str(origin.work), at=directory)
-        origin.git("remote", "add", "origin", str(origin.bare))
-        origin.push({"README": "first\n"} if files is None else files, "first")
+        origin.git("remote", "add", "origin", "../origin.git")
+        origin.push(files, "first")
+        made = [path for top in (origin.bare, origin.work) for path in top.rglob("*") if path.is_file()]
+        _MADE[kind] = {str(path.relative_to(directory)): path.read_bytes() for path in made if path.name != "index"}
         return origin
 
     @property
@@ -76,7 +86,7 @@ class Origin:
     @property
     def environment(self) -> dict[str, str]:
         who = {f"GIT_{role}_{what}": said for role in ("AUTHOR", "COMMITTER") for what, said in _PUSHER.items()}
-        nothing_else = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": os.devnull, "GIT_EDITOR": "true"}
+        nothing_else = {"GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": str(SETTINGS), "GIT_EDITOR": "true"}
         return {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LC_ALL": "C", **who, **nothing_else}
 
     def commit(self, files: Mapping[str, str | None], message: str = "change", *, at: Path | None = None) -> str:
@@ -149,3 +159,6 @@ class KilledWhen:
 
 
 _PUSHER = {"NAME": "Ada Pusher", "EMAIL": "ada@example.com"}
+
+_MADE: dict[tuple[object, ...], dict[str, bytes]] = {}
+"""The files of each kind of origin that was made: the next one is written at once, and not by a dozen gits."""

@@ -456,7 +456,7 @@ async def test_the_last_lines_can_be_displayed() -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param("yes 'a line that is of no use to anybody at all' | head -c 300000000", id="300-MB"),
+        pytest.param("yes 'a line that is of no use to anybody at all' | head -c 100000000", id="100-MB"),
         pytest.param("seq 1000000", id="a-million-lines"),
         pytest.param("head -c 50000000 /dev/zero | tr '\\0' x", id="a-line-of-50-MB"),
         pytest.param("head -c 20000000 /dev/urandom", id="invalid-UTF-8"),
