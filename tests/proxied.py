@@ -57,6 +57,12 @@ def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
         print(output.read_text())
 
 
+def beginning_with(directory: Path, lines: str) -> dict[str, str]:
+    """The environment of a Python that executes these lines before anything else."""
+    (directory / "sitecustomize.py").write_text(lines)
+    return {"PYTHONPATH": str(directory)}
+
+
 def deliver(
     url: str, guid: str, *, trust: ssl.SSLContext | None = None, source: str = "127.0.0.1", **replaced: bytes | None
 ) -> httpx.Response:

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, cast
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import SSL4ClientEndpoint
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.ssl import CertificateOptions
@@ -672,6 +674,24 @@ async def test_a_unix_socket_may_take_a_proxys_word(tmp_path: Path) -> None:
 
 
 # --- sockets that outlive us
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_is_being_heard_when_we_leave_is_answered_though_we_stood_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What has come meanwhile waits to be read, and the time for it must not be up before it is."""
+    monkeypatch.setattr("twisted_hook.door.FAREWELL", 0.3)
+    door = make()
+    async with opened(door, "tcp:0:interface=127.0.0.1") as port:
+        wire = await connect(port)
+        await become(lambda: door.site.connected == 1)
+        leaving = Deferred.fromCoroutine(door.leave())
+        wire.send(head("GET /", {b"Connection": b"close"}))
+        time.sleep(0.4)  # noqa: ASYNC251 - so that nobody has a turn
+        await leaving
+        assert not door.site.connected
+        assert (await wire.last_answer()).status == 200
 
 
 @pytest.mark.parametrize("describe", [ssl_at, tls_at, lambda _: claims()])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Address, ip_address
-from time import perf_counter
+from time import thread_time
 
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -141,10 +141,10 @@ class HopTests(SynchronousTestCase):
         """T03: the longest that a request can bring, and what regular expressions stumble over."""
         for text in (b",", b"127.0.0.1,", b"a=b;", b'a="\\"', b"a=", b'"', b" ", b"for=127.0.0.1;a=b,"):
             line = text * (16_384 // len(text))
-            started = perf_counter()
+            started = thread_time()
             for _ in range(10):
                 sender([line], [line])
-            self.assertLess(perf_counter() - started, 1.0, text)  # ten take 10 ms at most here
+            self.assertLess(thread_time() - started, 1.0, text)  # ten take 10 ms at most here
 
 
 class AnythingTests(SynchronousTestCase):

@@ -14,7 +14,7 @@ import pytest
 
 from tests.certs import Authority, replace
 from tests.installed import RELEASE, Hookdeploy, Origin, free_port, processes_of, put_away
-from tests.proxied import Stream, deliver, program, snippet
+from tests.proxied import Stream, beginning_with, deliver, program, snippet
 from tests.waiting import PATIENCE, until
 from tests.wire import head
 
@@ -32,7 +32,10 @@ class Secure:
         self.port = free_port()
         self.authority.write(self.certs, 1, "localhost")
         endpoint = endpoint.replace("TLS_PORT", str(self.port))
-        self.hookdeploy = Hookdeploy(directory, config=RELEASE.replace(LISTEN, f'{LISTEN}, "{endpoint}"'))
+        # A sender may take longer than the farewell, on a machine as busy as one that runs tests.
+        environ = beginning_with(directory, "from twisted_hook import door\ndoor.FAREWELL = 14.0\n")
+        config = RELEASE.replace(LISTEN, f'{LISTEN}, "{endpoint}"')
+        self.hookdeploy = Hookdeploy(directory, config=config, environ=environ)
         self.url = f"https://localhost:{self.port}/hooks/github"
 
     def serial(self) -> int:
@@ -58,6 +61,7 @@ def secure(tmp_path: Path, origin: Origin, request: pytest.FixtureRequest) -> It
         yield made
 
 
+@pytest.mark.parametrize("secure", [TLS], ids=["tls"], indirect=True)
 def test_signed_pushes_over_tls_survive_upgrades_and_restarts(secure: Secure) -> None:
     """None that was accepted is lost, and no connection is refused or cut off."""
     hookdeploy = secure.hookdeploy
@@ -99,6 +103,7 @@ def test_a_reload_takes_new_certificates_and_refuses_broken_ones(secure: Secure)
     assert "Traceback" not in hookdeploy.log
 
 
+@pytest.mark.parametrize("secure", [SSL], ids=["ssl"], indirect=True)
 def test_the_deploy_hook_of_certbot_brings_new_certificates(secure: Secure, tmp_path: Path) -> None:
     hookdeploy = secure.hookdeploy
     hookdeploy.start()
@@ -112,7 +117,15 @@ def test_the_deploy_hook_of_certbot_brings_new_certificates(secure: Secure, tmp_
     assert secure.serial() == 2
 
 
-@pytest.mark.parametrize("left", ["neither", "the chain", "foreign key"])
+@pytest.mark.parametrize(
+    ("secure", "left"),
+    [
+        pytest.param(TLS, "neither", id="tls"),
+        pytest.param(SSL, "the chain", id="ssl-chain"),
+        pytest.param(SSL, "foreign key", id="ssl-foreign"),
+    ],
+    indirect=["secure"],
+)
 def test_a_start_without_a_certificate_that_can_be_served_is_refused(secure: Secure, left: str) -> None:
     chain, key = secure.certs / "fullchain.pem", secure.certs / "privkey.pem"
     if left == "foreign key":
@@ -132,6 +145,7 @@ def test_a_start_without_a_certificate_that_can_be_served_is_refused(secure: Sec
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize("secure", [TLS], ids=["tls"], indirect=True)
 def test_openssl_is_served_and_may_not_renegotiate(secure: Secure) -> None:
     openssl = program("openssl")
     secure.hookdeploy.start()

@@ -120,8 +120,9 @@ class Door:
         """
         for port in self._ports():
             port.stopReading()
-        limit = self._reactor.seconds() + FAREWELL
-        while self.site.connected and self._reactor.seconds() < limit:
+        for _ in range(round(FAREWELL / LOOK)):  # and not for a time, of which we may lose all by standing still
+            if not self.site.connected:
+                return
             await deferLater(self._reactor, LOOK)
 
     async def keep_only(self, descriptions: Iterable[str]) -> None:
