@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import compileall
 import gc
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,15 +58,19 @@ def logged_failures() -> Iterator[list[LogEvent]]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Who runs tests in the background of a script has them ignore SIGINT, and so all that they start.
+    """Whatever the environment, the tests have the same one.
 
-    And where Python is told to keep no bytecode (``PYTHONDONTWRITEBYTECODE``), each of some hundred starts would
-    compile the program anew.
+    Who runs tests in the background of a script has them ignore SIGINT, and so all that they start. Where Python is
+    told to keep no bytecode (``PYTHONDONTWRITEBYTECODE``), each of some hundred starts would compile the program anew.
     """
     if not hasattr(config, "workerinput"):
         compileall.compile_dir(twisted_hook.__path__[0], quiet=2)
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What a machine asks all programs for is not asked of these: colours, and its proxy for what is on itself.
+    os.environ.pop("FORCE_COLOR", None)
+    direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    os.environ["no_proxy"] = ",".join(filter(None, (direct, "127.0.0.1", "localhost")))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -346,11 +346,11 @@ async def test_a_list_is_as_long_as_is_asked_for_within_limits(tmp_path: Path, p
 
 @pytest_twisted.ensureDeferred
 @pytest.mark.parametrize("path", ["/deployments", "/deliveries", "/parked"])
-@pytest.mark.parametrize("limit", ["x", "", "-1", "1.5", "1e3", "%D9%A3", "+5", " 5", "0x10"])
-async def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, path: str, limit: str) -> None:
+async def test_a_limit_that_is_no_number_is_refused(tmp_path: Path, path: str) -> None:
     async with api(tmp_path) as client:
-        answer = await client.ask(head(f"GET /api/v1{path}?limit={limit.replace(' ', '%20')}"))
-        assert (answer.status, json.loads(answer.body)) == (400, {"error": "limit: must be a whole number"})
+        for limit in ("x", "", "-1", "1.5", "1e3", "%D9%A3", "+5", "%205", "0x10"):
+            answer = await client.ask(head(f"GET /api/v1{path}?limit={limit}"))
+            assert (answer.status, json.loads(answer.body)) == (400, {"error": "limit: must be a whole number"}), limit
 
 
 # --- what is refused

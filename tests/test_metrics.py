@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from twisted.internet.task import Clock
 
 from tests.fakes import MemoryJournal
-from tests.installed import RELEASE, Hookdeploy, Origin, free_port, put_away, site
+from tests.installed import RELEASE, Hookdeploy, Origin, put_away, site
 from tests.journals import opened
 from tests.waiting import PATIENCE, until
 from twisted_hook.announced import AnnouncedJournal
@@ -249,9 +249,13 @@ def scraped(hookdeploy: Hookdeploy) -> Samples:
     return samples(hookdeploy.metrics())
 
 
-def test_a_run_with_one_push_deployed_and_one_failed_is_counted_right(tmp_path: Path, origin: Origin) -> None:
+def test_a_run_is_counted_right_and_at_the_dashboards_port_the_token_is_asked_for(
+    tmp_path: Path, origin: Origin
+) -> None:
+    """A run with one push deployed and one failed."""
     (tmp_path / "build.sh").write_text(f"test ! -e {tmp_path}/broken\n")
-    config = RELEASE + 'build = ["sh DIRECTORY/build.sh"]\n'
+    listen = '[dashboard]\nlisten = ["tcp:PAGE_PORT:interface=127.0.0.1"]\n'
+    config = RELEASE.replace("[hooks.github]", f"{listen}[hooks.github]") + 'build = ["sh DIRECTORY/build.sh"]\n'
     with put_away(Hookdeploy(tmp_path, config=config)) as hookdeploy:
         hookdeploy.start()
         hookdeploy.first()
@@ -263,6 +267,14 @@ def test_a_run_with_one_push_deployed_and_one_failed_is_counted_right(tmp_path: 
         hookdeploy.ask("GET", "/nothing")
         until(lambda: "hookdeploy_drain_seconds_count" in scraped(hookdeploy), "end of the first server")
         found = scraped(hookdeploy)
+        url, token = f"http://127.0.0.1:{hookdeploy.page_port}/metrics", (hookdeploy.state / "token").read_text()
+        refused = httpx.get(url, timeout=PATIENCE, trust_env=False)
+        bearer = {"Authorization": f"Bearer {token.strip()}"}
+        answer = httpx.get(url, timeout=PATIENCE, trust_env=False, headers=bearer)
+    assert refused.status_code == 401
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert samples(answer.text)["hookdeploy_server_up"] == {("web",): 1.0}
     assert found["hookdeploy_deployments_total"] == {
         ("web", "deployed", "start"): 1.0,
         ("web", "deployed", "push"): 1.0,
@@ -279,19 +291,3 @@ def test_a_run_with_one_push_deployed_and_one_failed_is_counted_right(tmp_path: 
     assert found["hookdeploy_journal_commit_seconds_count"][()] > 10
     assert found["hookdeploy_state_free_bytes"][()] > 0
     assert found["process_resident_memory_bytes"][()] > 1e6
-
-
-def test_at_the_dashboards_port_the_token_is_asked_for(tmp_path: Path, origin: Origin) -> None:
-    port = free_port()
-    listen = f'[dashboard]\nlisten = ["tcp:{port}:interface=127.0.0.1"]\n'
-    config = RELEASE.replace("[hooks.github]", f"{listen}[hooks.github]")
-    with put_away(Hookdeploy(tmp_path, config=config)) as hookdeploy:
-        hookdeploy.start()
-        hookdeploy.first()
-        url, token = f"http://127.0.0.1:{port}/metrics", (hookdeploy.state / "token").read_text().strip()
-        refused = httpx.get(url, timeout=PATIENCE, trust_env=False)
-        answer = httpx.get(url, timeout=PATIENCE, trust_env=False, headers={"Authorization": f"Bearer {token}"})
-    assert refused.status_code == 401
-    assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert samples(answer.text)["hookdeploy_server_up"] == {("web",): 1.0}
