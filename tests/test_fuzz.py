@@ -67,9 +67,9 @@ def test_no_mutated_request_breaks_a_law(tmp_path: Path, pytestconfig: pytest.Co
 
 def test_mutated_requests_get_everywhere(tmp_path: Path) -> None:
     """A fuzzer that is refused at the gate learns nothing."""
-    found = run(tmp_path, 0, BUDGET)
+    found = run(tmp_path, 0, range(1000))
     assert {200, 202, 400, 401, 403, 404, 405, 408, 413, 415} <= found.statuses.keys()
-    assert found.recorded > len(BUDGET) / 10
+    assert found.recorded > 100
     assert 0 < found.made < found.recorded
 
 
@@ -227,7 +227,7 @@ def test_a_request_that_breaks_a_law_is_cut_down_to_what_matters(
     a_header_that_nobody_expected(monkeypatch)
     found = run(tmp_path, 0, BUDGET)
     assert found.broken is not None
-    told = shrunk(tmp_path, *found.broken)
+    told = shrunk(tmp_path, *found.broken, tries=60)
     assert told.startswith(f"seed 0, number {found.broken[0].number}, once ")
     assert "raised into the reactor: UnicodeDecodeError" in told
     kept = told.splitlines()[1]
