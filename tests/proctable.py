@@ -5,7 +5,9 @@ Each may end while it is looked at, and is then none; nor is one that is dead an
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -35,11 +37,11 @@ def children(pid: int) -> list[int]:
     return [child.pid for child in found if runs(child.pid)]
 
 
-def directories() -> Iterator[tuple[int, Path]]:
+def directories() -> Iterator[tuple[int, str]]:
     """Each process by its id, and the directory in which it works."""
-    for process in psutil.process_iter(["cwd"]):
-        if process.info["cwd"]:  # nothing of a zombie, nor of one of the kernel's own
-            yield process.pid, Path(process.info["cwd"])
+    for pid in psutil.pids():  # `process_iter` costs six times as much, and tests look again and again
+        with suppress(OSError):  # nothing of one that has ended, of a zombie, nor of one of the kernel's own
+            yield pid, os.readlink(f"/proc/{pid}/cwd").removesuffix(" (deleted)")  # noqa: PTH115
 
 
 def command_lines() -> Iterator[tuple[int, list[str]]]:
@@ -51,7 +53,7 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
 
 def within(directory: Path) -> dict[int, Path]:
     """Those that work in a directory or below it, by their ids, and where each does."""
-    return {pid: cwd for pid, cwd in directories() if cwd.is_relative_to(directory)}
+    return {pid: Path(cwd) for pid, cwd in directories() if f"{cwd}/".startswith(f"{directory}/")}
 
 
 def told(*words: str | Path) -> list[int]:
