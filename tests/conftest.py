@@ -52,6 +52,7 @@ def logged_failures() -> Iterator[list[LogEvent]]:
     try:
         yield collector.found
         gc.collect()  # an unobserved Deferred speaks only when it is collected
+        gc.freeze()  # pytest keeps what a TestCase has made, and it would be looked through after every other test
     finally:
         globalLogPublisher.removeObserver(collector)
     assert not collector.found, [event["log_failure"].getTraceback() for event in collector.found]

@@ -46,12 +46,12 @@ def children(pid: int) -> list[int]:
 # cannot be read has just ended, or is not ours to look into.
 
 
-def directories() -> Iterator[tuple[int, Path]]:
+def directories() -> Iterator[tuple[int, str]]:
     """Each process by its id, and the directory in which it works; a zombie has none."""
     for pid in psutil.pids():
         with suppress(OSError):
             name = os.readlink(f"/proc/{pid}/cwd")  # noqa: PTH115 - as above
-            yield pid, Path(name.removesuffix(" (deleted)"))
+            yield pid, name.removesuffix(" (deleted)")
 
 
 def command_lines() -> Iterator[tuple[int, list[str]]]:
@@ -65,7 +65,7 @@ def command_lines() -> Iterator[tuple[int, list[str]]]:
 
 def within(directory: Path) -> dict[int, Path]:
     """Those that work in a directory or below it, by their ids, and where each does."""
-    return {pid: cwd for pid, cwd in directories() if cwd.is_relative_to(directory)}
+    return {pid: Path(cwd) for pid, cwd in directories() if f"{cwd}/".startswith(f"{directory}/")}
 
 
 def descriptors(pid: int) -> dict[int, str]:

@@ -253,6 +253,8 @@ CAUGHT: tuple[tuple[Mistake, str], ...] = (
     (only_says_that_it_is_cancelled, "what_is_given_up_is_not_deployed"),
     (looks_for_ever, "it_comes_to_rest"),
 )
+CAUGHT_LATE: dict[Mistake, tuple[int, ...]] = {only_says_that_it_is_cancelled: (41,)}
+"""By which seeds, where many histories come before the first of them."""
 
 
 @pytest.mark.parametrize(("mistake", "law"), CAUGHT, ids=lambda value: getattr(value, "__name__", None))
@@ -260,7 +262,7 @@ def test_the_checker_catches_a_hookdeploy_that(
     mistake: Mistake, law: str, monkeypatch: pytest.MonkeyPatch, logged_failures: list[LogEvent]
 ) -> None:
     mistake(monkeypatch)
-    assert any(law in names_of(broken(run(seed))) for seed in range(150))
+    assert any(law in names_of(broken(run(seed))) for seed in (*CAUGHT_LATE.get(mistake, ()), *range(150)))
     logged_failures.clear()  # a broken hookdeploy may have complained
 
 
