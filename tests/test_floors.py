@@ -117,7 +117,7 @@ FLOORS = (
             "streams",
         ),
     ),
-    ("wiring", ("apps", "ports", "tap", "twisted.plugins.hookdeploy_plugin")),
+    ("wiring", ("apps", "ports", "tap", "loading", "twisted.plugins.hookdeploy_plugin")),
 )
 FLOOR = {module: number for number, (_, modules) in enumerate(FLOORS, 1) for module in modules}
 FLOOR["__init__"] = 0
@@ -221,6 +221,16 @@ class TheHouse(SynchronousTestCase):
         script = f"import sys, {', '.join(names)}; sys.exit('twisted.internet.reactor' in sys.modules)"
         done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class TheStart(SynchronousTestCase):
+    """hookdeploy is to be ready soon after a crash."""
+
+    def test_it_loads_nothing_that_few_need_and_collects_garbage_from_then_on(self) -> None:
+        spared = {"gidgethub", "treq", "prometheus_client", "jinja2"}
+        script = "import gc, sys, twisted_hook.loading; print(gc.isenabled(), *sys.modules)"
+        enabled, *loaded = subprocess.check_output([sys.executable, "-c", script], cwd=ROOT, text=True).split()
+        self.assertEqual((enabled, spared & {*loaded}), ("True", set()))
 
 
 class TheGate(SynchronousTestCase):

