@@ -36,8 +36,12 @@ async def become(condition: Callable[[], object], what: str = "") -> None:
 
 
 def _pauses(what: str) -> Iterator[float]:
-    """Seconds, as long as there is patience; the longer it takes, the more seldom is it worth the cost of a look."""
-    begun = time.monotonic()
-    while (waited := time.monotonic() - begun) < PATIENCE:
+    """Seconds, as long as there is patience; the longer it takes, the more seldom is it worth the cost of a look.
+
+    After the time is up there is one more look: we may have stood still for all of it.
+    """
+    begun, waited = time.monotonic(), 0.0
+    while waited < PATIENCE:
+        waited = time.monotonic() - begun
         yield max(FIRST, waited / 5)
     raise AssertionError(f"waited {PATIENCE:g} s in vain for {what}")
