@@ -281,9 +281,9 @@ import asyncio, os
 async def application(scope, receive, send):
     if scope["type"] == "lifespan":
         await receive()
-        while not os.path.exists("may-start"):
+        while not (end := os.path.exists("may-start") and open("may-start").read()):
             await asyncio.sleep(0.01)
-        await send({"type": "lifespan.startup." + open("may-start").read()})
+        await send({"type": "lifespan.startup." + end})
         await receive()
         await send({"type": "lifespan.shutdown.complete"})
     else:
