@@ -146,10 +146,14 @@ def _path(directory: Path, pid: int) -> Path:
 
 def _read(path: Path) -> Record | None:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Record, dec_hook=_path_of)
+        return _DECODER.decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError):  # cut off by a crash of the machine, and then the server is gone too
         return None
 
 
 def _path_of(_: type, value: Any) -> Path:
     return Path(value)
+
+
+# Made once: two threads that both learn what a Record is, as the checks of doctor would, crash in msgspec.
+_DECODER = msgspec.json.Decoder(Record, dec_hook=_path_of)
