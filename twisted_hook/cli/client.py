@@ -158,15 +158,11 @@ class Api:
 
     def _connected(self) -> httpx.Client:
         """Raises ``FileNotFoundError`` if there is no state directory, and its path is long."""
-        import ssl
-
         import httpx
 
-        from twisted_hook.sockets import unix_address
+        from twisted_hook.cli.transport import over_socket
 
-        # TLS is not spoken there, and to read all the world's certificates takes longer than to be answered.
-        nobody = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        transport = httpx.HTTPTransport(uds=unix_address(self._socket), verify=nobody)
+        transport = over_socket(self._socket)
         return httpx.Client(transport=transport, base_url="http://localhost/api/v1", timeout=self._timeout)
 
 

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from twisted_hook.cli.transport import over_socket
+
 PATIENCE = 10.0
 """Seconds that GitHub gives a receiver to answer."""
 
@@ -48,7 +50,7 @@ class Pushed:
 def deliver(target: Target, event: str, payload: Mapping[str, Any], guid: str) -> httpx.Response:
     """Sign the payload and post it. Raises ``httpx.HTTPError`` or ``httpx.InvalidURL`` if there is no answer."""
     body = json.dumps(payload, separators=(",", ":")).encode()
-    transport = httpx.HTTPTransport(uds=str(target.socket)) if target.socket else None
+    transport = over_socket(target.socket) if target.socket else None
     with httpx.Client(transport=transport, timeout=PATIENCE) as client:
         return client.post(target.url, content=body, headers=_headers(target.secret, event, guid, body))
 

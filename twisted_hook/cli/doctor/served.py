@@ -17,10 +17,10 @@ import httpx
 from twisted_hook import addresses
 from twisted_hook.cli.doctor.finding import Finding, ok, problem, skipped, warning
 from twisted_hook.cli.doctor.patient import Patient
+from twisted_hook.cli.transport import over_socket
 from twisted_hook.config import AppConfig
 from twisted_hook.environments import KeyedEnvironments, found_in
 from twisted_hook.model import Environment
-from twisted_hook.sockets import unix_address
 
 OLDEST_GUNICORN = (27, 0, 1)
 """Below, requests are lost at every swap of gthread workers: https://github.com/benoitc/gunicorn/issues/3821"""
@@ -100,7 +100,7 @@ def health(patient: Patient, app: AppConfig) -> Iterator[Finding]:
 
 def _connected(app: AppConfig) -> httpx.Client:
     if app.bind.startswith("unix:"):
-        transport = httpx.HTTPTransport(uds=unix_address(Path(app.bind.removeprefix("unix:"))))
+        transport = over_socket(Path(app.bind.removeprefix("unix:")))
         return httpx.Client(transport=transport, base_url="http://localhost", timeout=10.0)
     host, port = addresses.bound_address(app.bind) or ("", 0)
     shown = f"[{host}]" if ":" in host else host or "127.0.0.1"
